@@ -1,0 +1,126 @@
+"""Archives among the input: members as texts, limits that hold whatever the archive says, and broken ones."""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+
+import pytest
+
+from rlm_sandbox.guest import archives, helpers
+from rlm_sandbox.guest.errors import RLMError, TooLarge
+from rlm_sandbox.guest.text import Text
+
+pytestmark = pytest.mark.component
+
+MEMBERS = {"a.txt": "hello \u00e9\n", "../../etc/passwd": "only a name", "deep/b.log": "ERROR x\n" * 5000}
+
+
+def opened(tmp_path, data, name="input.bin", str_max=1000, **options):
+    path = tmp_path / "archive"
+    path.write_bytes(data)
+    names = helpers.build({"kind": "file", "path": str(path), "index": None, "name": name}, str_max=str_max)
+    return names["open_archive"](**options)
+
+
+def tar_bytes(members=MEMBERS, mode="w"):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as bundle:
+        for name, text in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            bundle.addfile(info, io.BytesIO(text.encode()))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        bundle.addfile(link)
+    return out.getvalue()
+
+
+def zip_bytes(members=MEMBERS, compression=zipfile.ZIP_DEFLATED):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as bundle:
+        for name, text in members.items():
+            bundle.writestr(name, text)
+        bundle.mkdir("folder")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("spool", [archives.SPOOL, 10])
+@pytest.mark.parametrize(
+    "data",
+    [
+        tar_bytes(),
+        tar_bytes(mode="w:gz"),
+        tar_bytes(mode="w:bz2"),
+        tar_bytes(mode="w:xz"),
+        zip_bytes(),
+        zip_bytes(compression=0),
+    ],
+    ids=["tar", "tar.gz", "tar.bz2", "tar.xz", "zip", "stored zip"],
+)
+def test_members_are_texts_under_the_names_they_have(tmp_path, monkeypatch, data, spool):
+    monkeypatch.setattr(archives, "SPOOL", spool)
+    archive = opened(tmp_path, data)
+    assert list(archive) == list(MEMBERS)
+    assert {
+        name: str(text[:60_000]) if isinstance(text, str) else "".join(text) for name, text in archive.items()
+    } == MEMBERS
+    assert isinstance(archive["deep/b.log"], Text)
+    assert archive["deep/b.log"].count("ERROR") == 5000
+    assert "link" not in archive
+    with pytest.raises(KeyError):
+        archive["nothing"]
+
+
+@pytest.mark.parametrize(("compress", "suffix"), [(gzip.compress, "gz"), (bz2.compress, "bz2"), (lzma.compress, "xz")])
+def test_a_compressed_file_is_an_archive_of_one(tmp_path, compress, suffix):
+    archive = opened(tmp_path, compress(b"line\n" * 10), name=f"logs/app.log.{suffix}")
+    assert dict(archive) == {"app.log": "line\n" * 10}
+
+
+def test_what_expands_beyond_the_limit_is_refused_whatever_it_claims(tmp_path, monkeypatch):
+    bomb = gzip.compress(b"\0" * 5_000_000)
+    with pytest.raises(TooLarge, match="limit="):
+        opened(tmp_path, bomb, name="b.gz", limit=1_000_000)["b"]
+    data = bytearray(zip_bytes({"big": "x" * 100_000}))
+    for signature, field in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):  # claim a size of one byte
+        at = data.index(signature) + field
+        data[at : at + 4] = (1).to_bytes(4, "little")
+    with pytest.raises(RLMError):
+        opened(tmp_path, bytes(data), limit=10_000)["big"] * 2
+    monkeypatch.setattr(archives, "STREAM_MAX", 50_000)
+    with pytest.raises(TooLarge):
+        opened(tmp_path, tar_bytes({"zeros": "0" * 200_000, "next": "x"}, mode="w:gz"))
+    monkeypatch.setattr(archives, "MEMBERS_MAX", 2)
+    with pytest.raises(TooLarge, match="members"):
+        opened(tmp_path, zip_bytes())
+    with pytest.raises(TooLarge, match="members"):
+        opened(tmp_path, tar_bytes())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"plain text",
+        b"PK\x03\x04 no zip",
+        b"\x1f\x8b no gzip",
+        zip_bytes()[:300],
+        gzip.compress(b"x" * 9999)[:20],
+        b"\xfd7zXZ\0...",
+    ],
+)
+def test_a_broken_archive_is_one_kind_of_error(tmp_path, data):
+    with pytest.raises(RLMError):
+        dict(opened(tmp_path, data))
+
+
+def test_a_damaged_member_does_not_hide_the_others(tmp_path):
+    data = bytearray(zip_bytes({"bad": "x" * 50, "good": "y" * 50}, compression=0))
+    data[data.index(b"xxxx")] ^= 1
+    archive = opened(tmp_path, bytes(data))
+    with pytest.raises(RLMError, match="bad"):
+        archive["bad"]
+    assert archive["good"] == "y" * 50
