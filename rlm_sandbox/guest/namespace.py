@@ -1,0 +1,50 @@
+"""The names that a cell finds before it made any: the context and its helpers, the calls, the errors.
+
+They live in the ``__main__`` module, as names that cells make do: functions of a cell can then be pickled by
+reference, which process pools need.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from rlm_sandbox.guest import api, errors, helpers, notes
+
+if TYPE_CHECKING:
+    from rlm_sandbox.guest.config import Config
+
+API = ("llm_query", "llm_query_batch", "llm_query_batched", "budget", "FINAL", "FINAL_VAR", "SHOW_VARS")
+ERRORS = (
+    "RLMError",
+    "BudgetExceeded",
+    "ProviderError",
+    "PolicyError",
+    "DeadlineError",
+    "HostError",
+    "BatchError",
+    "InputChanged",
+    "TooLarge",
+    "Truncated",
+)
+
+
+def build(config: Config) -> types.ModuleType:
+    """Return a fresh ``__main__`` with every documented name in it, registered in ``sys.modules``."""
+    module = types.ModuleType("__main__")
+    names: dict[str, Any] = module.__dict__
+    names["__builtins__"] = builtins
+    names.update({name: getattr(api, name) for name in API})
+    names.update({name: getattr(errors, name) for name in ERRORS})
+    if config.input:
+        names.update(helpers.build(config.input, str_max=config.str_max))
+    sys.modules["__main__"] = module
+    return module
+
+
+def note_changes() -> None:
+    """Have the next result say what changed about the input while the session read it."""
+    for change in helpers.warnings():
+        notes.add(change)

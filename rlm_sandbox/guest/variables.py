@@ -1,0 +1,61 @@
+"""What a result says about a cell's variables: names, types and sizes, never values.
+
+A frame over the wire's limits ends the session, so everything a program can choose (names, type names, lengths, how
+many) is clipped here to what the wire takes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rlm_sandbox.wire.messages import ID_MAX, VARIABLES_MAX
+
+NAME_MAX = 128
+TYPE_MAX = 64
+BYTES_MAX = 44 * 1024
+"""Of the whole list as JSON. A header has 64 KiB; 16 KiB are for warnings and the rest. 200 usual names take 12 KiB."""
+
+_type_name = type.__dict__["__name__"].__get__
+_INTERNAL = "rlm_sandbox."
+
+
+def listing(names: dict[Any, Any], given: dict[str, object]) -> tuple[list[dict[str, Any]], int]:
+    """Return ``({name, type, len} of the latest variables, how many there are)``; what ``given`` holds is not a variable."""
+    made = [
+        (name, value)
+        for name, value in list(names.items())
+        if type(name) is str and not name.startswith("__") and not (name in given and given[name] is value)
+    ]
+    entries: list[dict[str, Any]] = []
+    room = BYTES_MAX
+    for name, value in reversed(made[-VARIABLES_MAX:]):
+        entry = {"name": clip(name, NAME_MAX), "type": clip(type_name(value), TYPE_MAX), "len": _length(value)}
+        room -= len(json.dumps(entry, ensure_ascii=False).encode()) + 1
+        if room < 0:
+            break
+        entries.append(entry)
+    return entries[::-1], len(made)
+
+
+def type_name(value: object) -> str:
+    """Return the type's own name, whatever a metaclass says."""
+    name: str = _type_name(type(value))
+    return name
+
+
+def clip(text: str, limit: int) -> str:
+    """Return at most ``limit`` characters that survive UTF-8."""
+    return text[:limit].encode("utf-8", "replace").decode("utf-8")
+
+
+def _length(value: object) -> int | None:
+    """``len()`` where it has one. The lazy context is left out: its length may mean reading the input."""
+    try:
+        kind = type(value)
+        if not hasattr(kind, "__len__") or str(getattr(kind, "__module__", "")).startswith(_INTERNAL):
+            return None
+        size = len(value)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - a cell's own code runs here, as in the cell
+        return None
+    return size if 0 <= size <= ID_MAX else None
