@@ -1,0 +1,95 @@
+"""What the start of a session tells about a text: how it begins, how long it is. Decoded as the guest will decode it."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from dataclasses import dataclass
+
+from rlm_sandbox.guest.encoding import detect
+
+CHUNK = 1024 * 1024
+BYTES_PER_CHAR = 4
+
+_PROBE = 64 * 1024
+"""Bytes searched for a NUL byte, which text does not have."""
+
+
+@dataclass
+class Facts:
+    """``chars`` and ``newlines`` are None where the text was not read to its end. ``binary``: the first bytes hold a NUL."""
+
+    prefix: str
+    chars: int | None = None
+    newlines: int | None = None
+    binary: bool = False
+
+    def warnings(self) -> list[str]:
+        """Return what a user should know."""
+        if self.binary:
+            return ["the input looks binary: bytes that are not UTF-8 read as U+FFFD"]
+        return []
+
+
+class Counter:
+    """Counts characters and newlines of a text that comes in pieces; invalid bytes count as the guest reads them.
+
+    ``encoding`` is set when the first piece begins with a mark of UTF-16; ``utf8_bytes`` is then what the text takes in
+    UTF-8, which is how the guest shows it.
+    """
+
+    def __init__(self, prefix_len: int) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._prefix_len = prefix_len
+        self._prefix: list[str] = []
+        self._room = prefix_len
+        self._seen = 0
+        self.chars = 0
+        self.newlines = 0
+        self.binary = False
+        self.encoding: str | None = None
+        self.utf8_bytes = 0
+
+    def feed(self, data: bytes, *, final: bool = False) -> None:
+        """Add a piece; ``final`` closes the text."""
+        if self._seen == 0 and (encoding := detect(data)):
+            self.encoding = encoding
+            self._decoder = codecs.getincrementaldecoder("utf-16")("replace")
+        if self._seen < _PROBE:
+            self.binary = self.binary or (not self.encoding and b"\0" in data[: _PROBE - self._seen])
+            self._seen += len(data)
+        text = self._decoder.decode(data, final)
+        self.newlines += text.count("\n") if self.encoding else data.count(b"\n")
+        self.utf8_bytes += len(text.encode()) if self.encoding else len(data)
+        self.chars += len(text)
+        if self._room > 0 and text:
+            self._prefix.append(text[: self._room])
+            self._room -= len(self._prefix[-1])
+
+    @property
+    def prefix(self) -> str:
+        """The first characters, as many as were asked for."""
+        return "".join(self._prefix)
+
+    def facts(self) -> Facts:
+        """Return the totals."""
+        return Facts(self.prefix, self.chars, self.newlines, self.binary)
+
+
+def read_facts(fd: int, prefix_len: int) -> Facts:
+    """Read a whole file by ``pread``: the descriptor's position does not move."""
+    counter = Counter(prefix_len)
+    at = 0
+    while data := os.pread(fd, CHUNK, at):
+        counter.feed(data)
+        at += len(data)
+    counter.feed(b"", final=True)
+    return counter.facts()
+
+
+def peek(fd: int, prefix_len: int) -> Facts:
+    """Read only the beginning."""
+    data = os.pread(fd, max(_PROBE, prefix_len * BYTES_PER_CHAR), 0)
+    counter = Counter(prefix_len)
+    counter.feed(data)
+    return Facts(counter.prefix, binary=counter.binary)
