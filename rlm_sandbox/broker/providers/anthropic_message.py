@@ -1,0 +1,209 @@
+"""One message of the Messages API, put together from its events and believed only when it is whole.
+
+Token counts arrive in two events, the later one cumulative; a count that is missing, negative or no integer makes the
+answer unusable, because an account cannot be settled on it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlm_sandbox.broker import conversation
+from rlm_sandbox.broker.types import ProviderFault, Reply, Usage
+
+COUNT_MAX = 10**12
+"""Tokens. Far above any bill, and times any price still within the ledger's 64-bit integers."""
+
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Usage(_Strict):
+    input_tokens: Count
+    output_tokens: Count
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+
+
+class _Head(_Strict):
+    id: str = ""
+    model: str
+    usage: dict[str, Any]
+
+
+class _Block(_Strict):
+    type: str
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+
+
+class _Delta(_Strict):
+    type: str
+    text: str | None = None
+    partial_json: str | None = None
+
+
+class _End(_Strict):
+    stop_reason: str | None = None
+
+
+class _Whole(_Head):
+    content: list[_Block]
+    stop_reason: str | None = None
+
+
+class Message:
+    """Collects events. ``reply()`` is the only way to an answer, and raises unless the message ended well."""
+
+    def __init__(self, *, where: str, request_id: str | None, blocks: bool = False) -> None:
+        self._where = where
+        self._as_blocks = blocks
+        self._tools: list[tuple[_Block, list[str]]] = []
+        self._request_id = request_id
+        self._head: _Head | None = None
+        self._usage: dict[str, Any] = {}
+        self._text: list[str] = []
+        self._stop: str | None = None
+        self._thought = False
+        self._complete = False
+
+    def event(self, data: Any) -> bool:
+        """Take in one event; True for the one that begins the message. Raises ValidationError or ProviderFault."""
+        kind = data.get("type") if isinstance(data, dict) else None
+        if kind == "message_start":
+            self._begin(_Head.model_validate(data.get("message")))
+            self._usage.pop("output_tokens", None)  # a guess at this point; the message_delta event has the count
+            return True
+        if kind == "content_block_start":
+            self._block(_Block.model_validate(data.get("content_block")))
+        elif kind == "content_block_delta":
+            delta = _Delta.model_validate(data.get("delta"))
+            if delta.type == "text_delta":
+                self._text.append(delta.text or "")
+            elif delta.type == "input_json_delta" and self._tools:
+                self._tools[-1][1].append(delta.partial_json or "")
+        elif kind == "message_delta":
+            self._stop = _End.model_validate(data.get("delta")).stop_reason or self._stop
+            self._count(data.get("usage"))
+        elif kind == "message_stop":
+            self._complete = True
+        elif kind == "error":
+            raise self._broken(data.get("error"))
+        return False
+
+    def whole(self, data: Any) -> None:
+        """Take in a message that came in one piece, from a server that does not stream."""
+        if isinstance(data, dict) and data.get("type") == "error":
+            raise self._broken(data.get("error"))
+        message = _Whole.model_validate(data)
+        self._begin(message)
+        for block in message.content:
+            self._block(block)
+        self._stop = message.stop_reason
+        self._complete = True
+
+    def reply(self) -> Reply:
+        """Return the answer, or raise the fault that it amounts to."""
+        if self._head is None or not self._complete:
+            raise ProviderFault(
+                f"the answer of {self._where} was cut off",
+                code="connection_lost",
+                billable="unknown",
+                retryable=True,
+                request_id=self._request_id,
+            )
+        usage = self._valid_usage()
+        text = self._said()
+        if self._stop == "refusal":
+            raise self._answered("refusal", f"the model of {self._where} refused to answer", usage)
+        if not text.strip():
+            why = "it only thought" if self._thought else f"stop reason {self._stop or 'not given'}"
+            raise self._answered("no_text", f"the answer of {self._where} has no text ({why})", usage)
+        raw = _Whole(
+            id=self._head.id,
+            model=self._head.model,
+            usage=self._usage,
+            content=[_Block(type="text", text=text)],
+            stop_reason=self._stop,
+        ).model_dump_json()
+        return Reply(text, usage, self._head.model, self._stop, self._request_id, raw.encode())
+
+    def _said(self) -> str:
+        """Return the answer's text; of a conversation with tools its blocks, as JSON, empty when there is none."""
+        text = "".join(self._text)
+        if not self._as_blocks:
+            return text
+        blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if text.strip() else []
+        for block, pieces in self._tools:
+            arguments = "".join(pieces) or json.dumps(block.input or {})
+            blocks.append(conversation.tool_use(block.name or "", block.id or "", arguments))
+        return conversation.encode(blocks) if blocks else ""
+
+    def unusable(self, why: str, *, again: bool = True) -> ProviderFault:
+        """Return the fault for a response that is not a message. ``again=False``: the next one would not be either."""
+        return ProviderFault(
+            f"{self._where} sent an unusable answer: {why}",
+            code="bad_answer",
+            billable="unknown",
+            retryable=again,
+            request_id=self._request_id,
+        )
+
+    def _begin(self, head: _Head) -> None:
+        self._head = head
+        self._count(head.usage)
+
+    def _block(self, block: _Block) -> None:
+        if block.type == "text":
+            self._text.append(block.text or "")
+        elif block.type == "tool_use":
+            self._tools.append((block, []))
+        elif block.type in {"thinking", "redacted_thinking"}:
+            self._thought = True
+
+    def _count(self, usage: Any) -> None:
+        """Merge counts: a later event repeats or completes an earlier one. Checked as a whole at the end."""
+        if isinstance(usage, dict):
+            self._usage.update({name: usage[name] for name in _Usage.model_fields if usage.get(name) is not None})
+
+    def _valid_usage(self) -> Usage:
+        try:
+            counts = _Usage.model_validate(self._usage)
+        except ValidationError as error:
+            names = ", ".join(sorted({str(detail["loc"][0]) for detail in error.errors(include_input=False)}))
+            raise ProviderFault(
+                f"{self._where} answered without usable token counts ({names})",
+                code="bad_usage",
+                billable="unknown",
+                request_id=self._request_id,
+            ) from error
+        return Usage(
+            counts.input_tokens,
+            counts.output_tokens,
+            counts.cache_read_input_tokens or 0,
+            counts.cache_creation_input_tokens or 0,
+        )
+
+    def _answered(self, code: str, message: str, usage: Usage) -> ProviderFault:
+        return ProviderFault(message, code=code, billable="yes", usage=usage, request_id=self._request_id)
+
+    def _broken(self, error: Any) -> ProviderFault:
+        """An error inside a stream that had begun: what was made up to there may be billed."""
+        kind = error.get("type") if isinstance(error, dict) else None
+        overloaded = kind == "overloaded_error"
+        return ProviderFault(
+            f"{self._where} broke off its answer ({str(kind)[:60]})",
+            code="overloaded" if overloaded else "server_error",
+            billable="unknown",
+            retryable=True,
+            overloaded=overloaded,
+            request_id=self._request_id,
+        )

@@ -1,0 +1,155 @@
+"""What is sent to a provider, as it arrives at a server, and how a server's dialect is learnt."""
+
+import json
+
+import pytest
+
+from rlm_sandbox.broker.types import ProviderFault
+from tests.support.asking import ask, fail
+from tests.support.fault_server import Fault
+
+pytestmark = pytest.mark.component
+
+MARK = {"type": "ephemeral"}
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+
+
+async def body(server, provider, **fields):
+    await ask(provider, **fields)
+    return server.log[-1].body
+
+
+async def test_shared_blocks_come_first_and_are_marked_for_the_prompt_cache(server, connect):
+    sent = await body(server, connect("anthropic"), system="sys", prefix="pre", prompt="own")
+    assert sent["system"] == [{"type": "text", "text": "sys", "cache_control": MARK}]
+    first, second = sent["messages"][0]["content"]
+    assert first == {"type": "text", "text": "pre", "cache_control": MARK}
+    assert second == {"type": "text", "text": "own"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "streams"),
+    [
+        ({}, False),
+        ({"prefix": "short"}, False),
+        ({"prefix": "p" * 20_000}, True),
+        ({"prefix": "p" * 20_000, "cache": False}, False),
+        ({"max_tokens": 4097}, True),
+        ({"max_tokens": 4000, "thinking_budget": 1000}, True),
+    ],
+)
+async def test_a_stream_is_asked_for_where_others_wait_for_its_begin_or_it_may_take_long(
+    server, connect, fields, streams
+):
+    assert (await body(server, connect("anthropic"), **fields))["stream"] is streams
+
+
+async def test_without_cache_nothing_is_marked(server, connect):
+    sent = await body(server, connect("anthropic"), system="sys", prefix="pre", cache=False)
+    assert "cache_control" not in json.dumps(sent)
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking", "config"),
+    [
+        ("claude-haiku-4-5", {"type": "enabled", "budget_tokens": 3000}, None),
+        ("claude-3-7-sonnet-20250219", {"type": "enabled", "budget_tokens": 3000}, None),
+        ("claude-opus-4-20250514", {"type": "enabled", "budget_tokens": 3000}, None),
+        ("claude-opus-4-7", {"type": "adaptive"}, {"effort": "medium"}),
+        ("claude-haiku-5-5", {"type": "adaptive"}, {"effort": "medium"}),
+    ],
+)
+async def test_thinking_is_asked_for_as_the_model_knows_it(server, connect, model, thinking, config):
+    sent = await body(server, connect("anthropic"), model=model, thinking_budget=3000, max_tokens=50)
+    assert sent["thinking"] == thinking
+    assert sent.get("output_config") == config
+    assert sent["max_tokens"] == 3050
+
+
+@pytest.mark.parametrize(("budget", "limit", "thinks"), [(500, 1000, True), (500, 50, False)])
+async def test_thinking_below_the_minimum_is_raised_only_within_what_was_held_for(
+    server, connect, budget, limit, thinks
+):
+    sent = await body(server, connect("anthropic"), thinking_budget=budget, max_tokens=limit)
+    assert sent["max_tokens"] == budget + limit
+    assert sent.get("thinking") == ({"type": "enabled", "budget_tokens": 1024} if thinks else None)
+
+
+async def test_a_model_that_refuses_a_thinking_budget_is_asked_the_other_way_next(server, connect):
+    provider = connect("anthropic")
+    text = '"thinking.type.enabled" is not supported for this model.'
+    server.plan = [Fault("status", {"status": 400, "kind": "invalid_request_error", "message": text})]
+    got = await fail(provider, model="claude-someday", thinking_budget=2000)
+    assert (got.billable, got.retryable) == ("no", True)
+    sent = await body(server, provider, model="claude-someday", thinking_budget=2000)
+    assert sent["thinking"] == {"type": "adaptive"}
+
+
+async def test_a_schema_becomes_structured_output(server, connect):
+    sent = await body(server, connect("anthropic"), schema=json.dumps(SCHEMA))
+    assert sent["output_config"]["format"]["type"] == "json_schema"
+    assert sent["output_config"]["format"]["schema"]["properties"]["n"]["type"] == "integer"
+    sent = await body(server, connect("openai"), schema=json.dumps(SCHEMA))
+    assert sent["response_format"]["json_schema"]["schema"] == SCHEMA
+
+
+async def test_a_prefix_is_joined_to_the_prompt_as_rlm_skill_did(server, connect):
+    sent = await body(server, connect("openai"), system="sys", prefix="pre", prompt="own")
+    assert sent["messages"] == [{"role": "system", "content": "sys"}, {"role": "user", "content": "pre\n\nown"}]
+    assert sent["max_tokens"] == 100
+    assert sent["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(("budget", "effort"), [(2000, "low"), (8000, "medium"), (8001, "high")])
+async def test_a_thinking_budget_becomes_an_effort(server, connect, budget, effort):
+    sent = await body(server, connect("openai"), model="o4-mini", thinking_budget=budget, max_tokens=10)
+    assert sent["reasoning_effort"] == effort
+    assert sent["max_completion_tokens"] == budget + 10
+    assert "max_tokens" not in sent
+
+
+@pytest.mark.parametrize("model", ["o1", "o3-mini", "gpt-5-nano", "gpt-6", "openai/gpt-5"])
+async def test_models_that_think_get_the_other_limit(server, connect, model):
+    assert "max_completion_tokens" in await body(server, connect("openai"), model=model)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "fields"),
+    [
+        ("stream_options", {}),
+        ("max_tokens", {}),
+        ("max_completion_tokens", {"model": "o4-mini"}),
+        ("reasoning_effort", {"thinking_budget": 100}),
+        ("response_format", {"schema": json.dumps(SCHEMA)}),
+    ],
+)
+async def test_a_parameter_that_a_server_refuses_is_left_out_of_the_next_attempt(server, connect, parameter, fields):
+    provider = connect("openai")
+    server.default = Fault("unsupported", {"parameter": parameter})
+    got = await fail(provider, **fields)
+    assert (got.code, got.billable, got.retryable) == ("unsupported_parameter", "no", True)
+    assert (await ask(provider, **fields)).text == "pong"
+    assert len(server.log) == 2
+
+
+async def test_a_schema_that_a_server_does_not_take_is_asked_for_in_words(server, connect):
+    provider = connect("openai")
+    server.default = Fault("unsupported", {"parameter": "response_format"})
+    await fail(provider, schema=json.dumps(SCHEMA))
+    sent = await body(server, provider, schema=json.dumps(SCHEMA), prompt="own")
+    assert sent["messages"][-1]["content"].startswith("own\n\nAnswer with one JSON value")
+    assert sent["messages"][-1]["content"].endswith(json.dumps(SCHEMA))
+
+
+async def test_a_server_that_counts_only_whole_answers_is_asked_for_those(server, connect):
+    provider = connect("openai")
+    server.plan = [Fault("usage", {"missing": True})]
+    got = await fail(provider)
+    assert (got.code, got.retryable) == ("bad_usage", True)
+    assert "stream" not in await body(server, provider)
+
+
+async def test_more_cached_tokens_than_tokens_are_not_believed(server, connect):
+    server.plan = [Fault("usage", {"input": -4, "cache_read": 5, "cache_write": 0})]
+    with pytest.raises(ProviderFault, match="more cached tokens"):
+        await ask(connect("openai"))
