@@ -1,0 +1,89 @@
+"""``schema=`` answers: validated here, whatever the provider promised.
+
+The schema comes from the guest and is hostile: it is checked as a schema before anything is sent, its references are resolved
+within it only, and unless it is small and free of what can be slow, a process of its own does the validation
+(:mod:`.schema_check`), so that no schema can hold up the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rlm_sandbox.broker import schema_check
+from rlm_sandbox.errors import PolicyError
+
+if TYPE_CHECKING:
+    from rlm_sandbox.broker.types import Call
+
+INLINE_PRODUCT = 2**20
+"""Characters of schema times characters of answer that are validated on the event loop. The worst schema without the words
+below compares every value with every subschema: some 50,000 steps of a few microseconds."""
+
+SLOW_WORDS = re.compile(r'"(pattern|patternProperties|\$ref|\$dynamicRef|\$recursiveRef|uniqueItems|format)"')
+
+PATIENCE_S = 15.0
+"""Wall time of the validating process; its own limit is 5 s of CPU."""
+
+AT_ONCE = 4
+"""Validating processes at a time: each is a Python interpreter of some 40 MB."""
+
+
+def check_schema(text: str) -> None:
+    """Refuse what is no usable schema before it costs anything."""
+    from jsonschema.exceptions import SchemaError  # noqa: PLC0415 - 60 ms, and few calls have a schema
+
+    try:
+        schema_check.validator(text)
+    except (SchemaError, RecursionError) as error:
+        reason = str(getattr(error, "message", "it is nested too deeply"))[: schema_check.PROBLEM_MAX]
+        raise PolicyError(f"the schema is not a JSON Schema: {reason}", hint="see json-schema.org") from None
+
+
+class Validation:
+    """Decides about answers; one per event loop."""
+
+    def __init__(self) -> None:
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def problem_with(self, text: str, schema: str) -> str | None:
+        """Return why an answer does not satisfy the schema, or None."""
+        if len(text) * len(schema) <= INLINE_PRODUCT and not SLOW_WORDS.search(schema):
+            return schema_check.problem_with(text, schema)
+        async with self._at_once:
+            return await _ask_process(json.dumps({"text": text, "schema": schema}).encode())
+
+
+def ask_again(call: Call, problem: str) -> Call:
+    """Return the one further question after an answer that did not validate."""
+    return replace(
+        call,
+        prompt=f"{call.prompt}\n\nYour previous answer was rejected: {problem}\n{in_words(call)}",
+    )
+
+
+def in_words(call: Call) -> str:
+    """Return the wish for an answer that fits, for models whose provider has no structured output, or has it and does not keep to it."""
+    return f"Answer with one JSON value that satisfies this JSON Schema, and nothing else:\n{call.schema}"
+
+
+async def _ask_process(question: bytes) -> str | None:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", schema_check.__file__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env={}
+    )
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            output, _ = await process.communicate(question)
+        answer = json.loads(output)["problem"]
+    except (TimeoutError, ValueError):
+        return "it could not be validated within the limits of time and memory; use a simpler schema"
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return None if answer is None else str(answer)

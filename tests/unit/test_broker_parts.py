@@ -1,0 +1,306 @@
+"""Canonical names, worst cases, the response cache and the outbound filter, each by itself."""
+
+import asyncio
+import hashlib
+import json
+import unicodedata
+
+import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_sandbox.broker.budget import SCHEMA_TOKENS, TEMPLATE_TOKENS, tokens_in_bound, worst_case
+from rlm_sandbox.broker.cache import ResponseCache
+from rlm_sandbox.broker.canonical import canonical, destination
+from rlm_sandbox.broker.policy import Policy
+from rlm_sandbox.broker.redaction import OutboundFilter
+from rlm_sandbox.broker.types import Call, Credentials, Position, Reply, Request, Secret, Usage
+from rlm_sandbox.errors import PolicyError
+from tests.support.broker_double import FakeProvider, FlatPrices, account, spec
+
+pytestmark = pytest.mark.unit
+
+
+def call(prompt="q", **changes):
+    fields = {
+        "model": "m",
+        "system": None,
+        "prefix": None,
+        "max_tokens": 10,
+        "cache": True,
+        "thinking_budget": None,
+        "schema": None,
+        "sample": 0,
+    }
+    return Call(prompt=prompt, **{**fields, **changes})
+
+
+def key(request=None, **changes):
+    return canonical(request or Request("q"), spec(**changes)).key
+
+
+def test_the_key_of_a_request_is_the_same_everywhere():
+    """Pinned: a change here means that every answer of every user is bought again."""
+    form = {
+        "version": 1,
+        "provider": "fake",
+        "base_url": None,
+        "extra": {},
+        "scope": "session:s",
+        "model": "m-small",
+        "max_tokens": "100",
+        "thinking_budget": "None",
+        "sample": 0,
+        "system": None,
+        "prefix": None,
+        "prompt": hashlib.sha256(b"q").hexdigest(),
+        "schema": None,
+    }
+    assert key() == hashlib.sha256(rfc8785.dumps(form)).hexdigest()
+    assert key() == "0d9c85a1a320382704d6a661eeabd0274a6e2875f69abc501adf9ada39c3ba05"
+
+
+@given(st.text(), st.text(), st.integers(0, 2**31 - 1))
+def test_the_quick_form_of_a_key_is_canonical_json(scope, model, sample):
+    form = {"scope": scope, "model": model, "sample": sample, "none": None}
+    quick = json.dumps(form, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert quick == rfc8785.dumps(form)
+
+
+def test_everything_that_can_change_an_answer_changes_the_key():
+    url = {"credentials": Credentials(base_url="https://elsewhere.example/v1")}
+    script = {"credentials": Credentials(extra={"script": "/a.json"})}
+    keys = [key(**change) for change in ({}, url, script, {"session": "t"}, {"cache_scope": "s"}, {"provider": "p"})]
+    keys += [key(max_tokens=101), key(model="m-other")]
+    changes = (
+        {"prompt": "r"},
+        {"system": "q"},
+        {"prefix": "q"},
+        {"sample": 1},
+        {"thinking_budget": 9},
+        {"schema": "{}"},
+    )
+    keys += [key(Request(**{"prompt": "q", **change})) for change in changes]
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_cannot_change_an_answer_does_not_change_the_key():
+    other = Credentials(api_key=Secret("another"))
+    assert key(Request("q", group=7, width=3, size=9), credentials=other, concurrency=3) == key()
+    assert key(Request("q", system="", prefix="")) == key()
+    assert key(Request("q", schema='{"b": 1, "a": 2.0}')) == key(Request("q", schema='{ "a":2,"b":1 }'))
+
+
+def test_the_record_of_a_destination_holds_no_credentials():
+    where = Credentials(base_url="https://user:secret@host.example:8443/v1?key=secret")
+    assert destination(spec(credentials=where)) == "fake@host.example:8443"
+    assert destination(spec()) == "fake"
+
+
+@given(st.text(), st.text(), st.text())
+def test_the_input_bound_covers_every_byte_sent_and_normalised(system, prefix, prompt):
+    bound = tokens_in_bound(call(prompt, system=system, prefix=prefix))
+    texts = [system, prefix, prompt]
+    assert bound >= TEMPLATE_TOKENS + sum(len(text.encode()) for text in texts)
+    assert bound >= TEMPLATE_TOKENS + sum(len(unicodedata.normalize("NFKC", text).encode()) for text in texts)
+
+
+def test_one_character_can_be_eighteen_when_it_is_normalised():
+    assert tokens_in_bound(call("\ufdfa")) == TEMPLATE_TOKENS + len("صلى الله عليه وسلم".encode())
+
+
+def test_thinking_and_schema_count():
+    worst = worst_case(call(max_tokens=10, thinking_budget=90, schema="{}"), FakeProvider(), FlatPrices(), capped=False)
+    assert worst.tokens_out == 100
+    assert worst.tokens_in == TEMPLATE_TOKENS + SCHEMA_TOKENS + 1 + 2
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ResponseCache(tmp_path, "session:s")
+
+
+REPLY = Reply('text "with" \u2028 all \U0001f600', Usage(1, 2, 3, 4), "m", "end_turn", "req")
+
+
+async def test_a_kept_reply_comes_back_whole(cache, tmp_path):
+    assert cache.get("a" * 64) is None
+    assert await cache.put("a" * 64, REPLY)
+    assert cache.get("a" * 64) == REPLY
+    assert ResponseCache(tmp_path, "session:t").get("a" * 64) is None
+    (file,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert oct(file.stat().st_mode & 0o777) == "0o600"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: b"", lambda d: d[:40] + b"x" + d[41:], lambda d: b"0" * 99]
+)
+async def test_a_damaged_entry_is_removed_and_counts_as_absent(cache, damage):
+    await cache.put("a" * 64, REPLY)
+    path = cache._path("a" * 64)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.get("a" * 64) is None
+    assert not path.exists()
+
+
+async def test_an_entry_under_another_name_is_not_believed(cache):
+    await cache.put("a" * 64, REPLY)
+    other = cache._path("b" * 64)
+    other.parent.mkdir()
+    cache._path("a" * 64).rename(other)
+    assert cache.get("b" * 64) is None
+
+
+async def test_many_writers_of_one_entry_leave_one_whole_file(cache):
+    await asyncio.gather(*(cache.put("a" * 64, REPLY) for _ in range(30)))
+    assert cache.get("a" * 64) == REPLY
+    assert len(list(cache._path("a" * 64).parent.iterdir())) == 1
+
+
+KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7\nmore+lines/here==\n-----END RSA PRIVATE KEY-----"
+FOUND = {
+    "AKIAIOSFODNN7EXAMPLE": "AWS",
+    "ghp_" + "a1B2" * 9: "GitHub",
+    "sk-ant-api03-" + "Ab1_" * 20: "Anthropic",
+    "xoxb-123456789012-123456789012-" + "a" * 24: "Slack",
+    KEY: "Private Key",
+    KEY.rpartition("\n")[0]: "Private Key",
+}
+
+
+@pytest.mark.parametrize("secret", FOUND)
+@pytest.mark.parametrize("name", ["prompt", "system", "prefix"])
+async def test_a_credential_is_refused_or_redacted_wherever_it_stands(secret, name):
+    texts = {"prompt": "q", name: f"line one\nuser=x {secret} tail"}
+    with pytest.raises(PolicyError, match=FOUND[secret]) as caught:
+        await OutboundFilter("refuse").apply(Request(**texts))
+    assert secret[:20] not in caught.value.message
+    cleaned = getattr(await OutboundFilter("redact").apply(Request(**texts)), name)
+    assert secret not in cleaned
+    assert "more+lines" not in cleaned
+    assert "[REDACTED" in cleaned
+    assert cleaned.startswith("line one\nuser=x [")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "commit 3f786850e387550fdab836ed7e6dc881de23001b by 192.0.2.1",
+        "081109 203518 143 INFO dfs.DataNode: Receiving block blk_-1608999687919862906 src: /10.250.19.102:54106",
+        "password = os.environ['PASSWORD']",
+        "aGVsbG8gd29ybGQgdGhpcyBpcyBub3QgYSBzZWNyZXQgYXQgYWxs",
+    ],
+)
+async def test_ordinary_logs_and_code_pass_unchanged(text):
+    request = Request(text)
+    assert await OutboundFilter("refuse").apply(request) is request
+
+
+async def test_a_credential_across_windows_and_in_a_huge_line_is_found():
+    secret = "ghp_" + "a1B2" * 9
+    for offset in (3570, 3590, 4080, 4095, 200_000):
+        cleaned = await OutboundFilter("redact").apply(Request("." * offset + " " + secret + " " + "." * 9000))
+        assert secret not in cleaned.prompt, offset
+
+
+async def test_what_was_redacted_neither_leaves_nor_is_recorded(tmp_path, caplog):
+    provider, secret = FakeProvider(), "AKIAIOSFODNN7EXAMPLE"
+    async with account(tmp_path, provider, policy=Policy(secrets="redact")) as session:
+        await session.ask(Request(f"what is {secret}?"), Position(1, 0))
+        history = await session.history(1)
+    assert provider.calls[0].prompt == "what is [REDACTED AWS Access Key]?"
+    assert secret not in caplog.text + str(history)
+    assert "redacted" in caplog.text
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+def structured(*texts):
+    async def behave(call, number):
+        return texts[min(number, len(texts)) - 1]
+
+    return FakeProvider(behave)
+
+
+async def ask_structured(session, schema=None):
+    return await session.ask(Request("q", schema=json.dumps(schema or SCHEMA)), Position(1, 0))
+
+
+async def test_an_answer_that_satisfies_the_schema_is_kept(tmp_path):
+    provider = structured('{"n": 5}')
+    async with account(tmp_path, provider) as session:
+        assert (await ask_structured(session)).text == '{"n": 5}'
+        assert (await ask_structured(session)).cached
+
+
+@pytest.mark.parametrize("wrong", ['{"n": "5"}', "no JSON", '{"n": NaN}', "[" * 100_000])
+async def test_one_that_does_not_is_asked_for_once_more_with_the_reason_and_both_are_charged(tmp_path, wrong):
+    provider = structured(wrong, '{"n": 5}')
+    async with account(tmp_path, provider) as session:
+        answer = await ask_structured(session)
+        history = await session.history(5)
+        assert (answer.text, answer.attempts, (await session.budget()).calls) == ('{"n": 5}', 2, 2)
+        assert answer.cost_micro == sum(entry["cost_micro"] for entry in history)
+        assert (await ask_structured(session)).cached
+    assert "was rejected" in provider.calls[1].prompt
+    assert history[0]["bytes_out"] > history[1]["bytes_out"]
+    assert history[0]["prompt_sha256"] != history[1]["prompt_sha256"]
+
+
+async def test_a_second_wrong_answer_is_a_provider_error_and_not_kept(tmp_path):
+    provider = structured("nothing")
+    async with account(tmp_path, provider) as session:
+        with pytest.raises(Exception, match="does not satisfy the schema") as caught:
+            await ask_structured(session)
+    assert (caught.value.code, len(provider.calls)) == ("schema", 2)
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "string", "pattern": "^a+$"}, '"aaa"', '"b"'),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "integer"}}}, "4", '"4"'),
+        ({"type": "array", "uniqueItems": True}, "[1, 2]", "[1, 1]"),
+    ],
+)
+async def test_what_could_be_slow_is_validated_in_a_process_of_its_own(tmp_path, schema, good, bad):
+    async with account(tmp_path, structured(bad, good)) as session:
+        answer = await ask_structured(session, schema)
+        assert (answer.text, answer.attempts) == (good, 2)
+
+
+async def test_a_pattern_that_backtracks_for_ever_costs_an_answer_and_holds_up_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlm_sandbox.broker.schema.PATIENCE_S", 1.0)
+    provider = structured('"' + "a" * 60 + '!"')
+    async with account(tmp_path, provider) as session:
+        loop, late = asyncio.get_running_loop(), []
+
+        async def watch():
+            while True:
+                due = loop.time() + 0.02
+                await asyncio.sleep(0.02)
+                late.append(loop.time() - due)
+
+        watcher = asyncio.create_task(watch())
+        with pytest.raises(Exception, match="limits of time and memory"):
+            await ask_structured(session, {"type": "string", "pattern": "^(a+)+$"})
+        watcher.cancel()
+    assert len(late) > 20  # the loop went on all the while
+
+
+async def test_a_reference_to_elsewhere_is_never_followed(tmp_path):
+    requests = []
+
+    async def server(reader, writer):
+        requests.append(await reader.readline())
+        writer.close()
+
+    listening = await asyncio.start_server(server, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with account(tmp_path, structured("1")) as session:
+        with pytest.raises(Exception, match="outside of itself"):
+            await ask_structured(session, {"$ref": f"http://127.0.0.1:{port}/schema.json"})
+    listening.close()
+    assert requests == []
