@@ -1,0 +1,1 @@
+"""Sessions: one container, one account, one journal, one cell at a time."""
