@@ -1,0 +1,67 @@
+"""The ``image`` commands: build what sessions run in."""
+
+from __future__ import annotations
+
+import click
+
+from rlm_sandbox import settings
+from rlm_sandbox.cli import output
+from rlm_sandbox.cli.cells import live
+from rlm_sandbox.cli.common import chosen, examples, format_option
+
+
+@click.group("image", epilog=examples("rlm-sandbox image build", "rlm-sandbox image build data"))
+def image_command() -> None:
+    """The guest images."""
+
+
+@image_command.command(
+    "build",
+    epilog=examples(
+        "rlm-sandbox image build",
+        "rlm-sandbox image build data",
+        "rlm-sandbox image build base --from-base python:3.13-slim",
+    ),
+)
+@click.argument("name", type=click.Choice(["base", "data"]), default="base")
+@click.option(
+    "--from-base",
+    default=None,
+    metavar="REF",
+    help="Build by Dockerfile on this base image instead of from this interpreter.",
+)
+@format_option
+def build_command(name: str, from_base: str | None, form: str | None) -> None:
+    """Build a guest image, from the running interpreter unless a base is named."""
+    form = chosen(form)
+    from rlm_sandbox.container import image  # noqa: PLC0415 - heavy
+    from rlm_sandbox.container.engine import Engine  # noqa: PLC0415 - heavy
+
+    engine = Engine.connect(settings.engine_host())
+    show = live(True)
+
+    def step(text: str) -> None:
+        if show is not None:
+            show({"message": f"image {name}: {text}"})
+
+    built = image.build(engine, name, base=from_base, progress=step)
+    output.document(
+        {"format_version": 1, "image": name, "id": built.id, "ref": built.ref, "labels": dict(built.labels)},
+        form,
+        "image",
+    )
+
+
+@image_command.command(
+    "sbom",
+    epilog=examples("rlm-sandbox image sbom", "rlm-sandbox image sbom data"),
+)
+@click.argument("ref", default="base", metavar="base|data|REF")
+def sbom_command(ref: str) -> None:
+    """Print an image's bill of materials (CycloneDX JSON), read from the image; a named one is built if need be."""
+    from rlm_sandbox.container import image, sbom  # noqa: PLC0415 - heavy
+    from rlm_sandbox.container.engine import Engine  # noqa: PLC0415 - heavy
+
+    engine = Engine.connect(settings.engine_host())
+    found = image.ensure(engine, ref, progress=lambda text: output.note(f"image {ref}: {text}"))
+    output.text(sbom.document(engine, found))
