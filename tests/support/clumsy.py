@@ -15,6 +15,7 @@ from tests.support.cli import Home, docker
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
 VICTIMS = ("kernel", "agent", "container", "daemon", "cli")
 
@@ -28,19 +29,23 @@ class Caller:
         self.start_args = start_args
         self.mishaps: list[str] = []
         self.killed_at: float | None = None
+        self.struck = False
+        """The victim died while there was still something to do."""
         self._command: subprocess.Popen | None = None
         self._sent_at = threading.Event()
+        self._done = False
 
-    def run(self, cells: list[str], victim: str | None = None, after_s: float = 0.0) -> bytes:
-        """Return the final answer; ``victim`` dies once, ``after_s`` seconds after the first cell was sent."""
+    def run(self, cells: list[str], victim: str | None = None, moment: Callable[[], None] = lambda: None) -> bytes:
+        """Return the final answer; ``victim`` dies once, when ``moment``, called when the first cell was sent, returns."""
         started = self.home("start", "--session", self.session, *self.start_args)
         assert started.code == 0, started
         killer = None
         if victim is not None:
-            killer = threading.Thread(target=self._kill, args=(victim, after_s))
+            killer = threading.Thread(target=self._kill, args=(victim, moment))
             killer.start()
         for cell in cells:
             self._one(cell)
+        self._done = True
         if killer is not None:
             killer.join()
         final = self.home("final", "--session", self.session)
@@ -89,9 +94,9 @@ class Caller:
         done = self.home("wait", "--session", self.session, "--wait", "60")
         return done.doc if done.code == 0 else None
 
-    def _kill(self, victim: str, after_s: float) -> None:
+    def _kill(self, victim: str, moment: Callable[[], None]) -> None:
         self._sent_at.wait(30)
-        time.sleep(after_s)
+        moment()
         with contextlib.suppress(ProcessLookupError, FileNotFoundError, AssertionError, IndexError, TypeError):
             if victim == "cli":
                 self._command.kill()
@@ -104,6 +109,7 @@ class Caller:
             else:
                 agent = int(docker("inspect", "-f", "{{.State.Pid}}", self.home.containers()[0]))
                 os.kill(agent if victim == "agent" else _child_of(agent), signal.SIGKILL)
+            self.struck = not self._done
 
 
 def _child_of(pid: int) -> int:
