@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from rlm_sandbox.errors import BundleError, UsageError
 from rlm_sandbox.session.pack import Pack
-from rlm_sandbox.session.records import ADAPTER, JOURNAL_VERSION
+from rlm_sandbox.session.records import JOURNAL_VERSION, adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -215,7 +215,7 @@ def _parse(line: bytes, number: int) -> AnyRecord:
             hint="read it with the version of rlm-sandbox that wrote it",
         )
     try:
-        return ADAPTER.validate_json(line)
+        return adapter().validate_json(line)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:100]

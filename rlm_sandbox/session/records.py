@@ -6,6 +6,7 @@ field or a kind raises :data:`JOURNAL_VERSION`.
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -37,7 +38,8 @@ CellOutcome = Literal["ok", "error", "timeout", "interrupted", "kernel_died"]
 class Part(BaseModel):
     """Base of everything in a line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Built when a journal is first read: a daemon that only writes them starts 20 ms sooner.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class Record(Part):
@@ -256,4 +258,15 @@ AnyRecord = Annotated[
     Field(discriminator="kind"),
 ]
 
-ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)
+
+_building = threading.Lock()
+_adapter: TypeAdapter[AnyRecord] | None = None
+
+
+def adapter() -> TypeAdapter[AnyRecord]:
+    """Return what checks a line. Journals are read in threads, and pydantic does not say that two may build at once."""
+    global _adapter  # noqa: PLW0603 - made once
+    if _adapter is None:
+        with _building:
+            _adapter = _adapter or TypeAdapter(AnyRecord)
+    return _adapter
