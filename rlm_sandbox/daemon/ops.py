@@ -19,7 +19,7 @@ from rlm_sandbox.models import FORMAT_VERSION, BrokerState, Collected, SessionLi
 from rlm_sandbox.sanitize import one_line
 from rlm_sandbox.session import root
 from rlm_sandbox.session.convert import budget_state, micro, usd
-from rlm_sandbox.session.host import StartRequest
+from rlm_sandbox.session.start import StartRequest
 from rlm_sandbox.session.store import kept_final
 
 if TYPE_CHECKING:

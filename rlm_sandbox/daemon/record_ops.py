@@ -15,8 +15,8 @@ from rlm_sandbox.record.recording import folder_of
 from rlm_sandbox.sanitize import visible
 from rlm_sandbox.session import resume as resume_plan
 from rlm_sandbox.session.fingerprint import Pace, digest_of, host_path
-from rlm_sandbox.session.host import StartRequest, document
 from rlm_sandbox.session.journal import Journal
+from rlm_sandbox.session.start import StartRequest, document
 from rlm_sandbox.session.store import Store, check_name
 
 if TYPE_CHECKING:

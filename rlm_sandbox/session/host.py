@@ -1,75 +1,51 @@
-"""All sessions of one process: how they start, how they are found, how they end.
-
-Starting goes from the cheap to the dear, and whatever fails undoes what came before it: settings and policy, the input, the engine and the
-image, the account, the container, the guest's own report, and only then the first untrusted byte.
-"""
+"""All sessions of one process: how they are started, found and ended."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import threading
 import time
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rlm_sandbox.broker.core import Broker
 from rlm_sandbox.broker.owners import is_alive
 from rlm_sandbox.broker.policy import Policy
 from rlm_sandbox.broker.pricing import PriceBook
 from rlm_sandbox.broker.providers import create
-from rlm_sandbox.broker.types import Limits, SessionSpec
 from rlm_sandbox.container import gc
-from rlm_sandbox.container.admission import admit
 from rlm_sandbox.container.engine import Engine, Tls
-from rlm_sandbox.container.image import ensure_image
-from rlm_sandbox.container.launch import launch
-from rlm_sandbox.container.profile import RunProfile
-from rlm_sandbox.container.selfcheck import remarks, verify
 from rlm_sandbox.errors import (
     DeadlineError,
     InternalError,
-    InterruptedByUser,
     NoSuchSession,
     PolicyError,
     RLMError,
     UsageError,
 )
-from rlm_sandbox.models import FilePreview, LanguageSize, Started
-from rlm_sandbox.sanitize import one_line, visible
-from rlm_sandbox.session import fingerprint
-from rlm_sandbox.session.channel import Channel
-from rlm_sandbox.session.convert import micro, usd
-from rlm_sandbox.session.guest_settings import LIFETIME_MS, go_payload, hello
-from rlm_sandbox.session.journal import Journal
-from rlm_sandbox.session.live import LiveSession
-from rlm_sandbox.session.opening import resume_request, start_record
-from rlm_sandbox.session.past import CRASHES, Past
+from rlm_sandbox.sanitize import visible
+from rlm_sandbox.session.convert import micro
+from rlm_sandbox.session.past import CRASHES
 from rlm_sandbox.session.provider_choice import choose
-from rlm_sandbox.session.resume import Plan, earlier_life
+from rlm_sandbox.session.start import Start, document, models_as_before
 from rlm_sandbox.session.store import Store, check_name, new_name
 from rlm_sandbox.settings import private_home
 from rlm_sandbox.settings.model import (
-    DEFAULT_RUNTIME,
     HostPolicy,
-    Settings,
     check,
     load,
     load_policy,
     load_prices,
-    within,
 )
-from rlm_sandbox.wire import messages as m
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from rlm_sandbox.broker.core import Account
-    from rlm_sandbox.container.admission import Admitted
-    from rlm_sandbox.session.replay import Rehearsal
+    from rlm_sandbox.models import Started
+    from rlm_sandbox.session.live import LiveSession
+    from rlm_sandbox.session.start import StartRequest
 
 log = logging.getLogger(__name__)
 
@@ -81,40 +57,9 @@ def _silent(text: str) -> None:
     """Nobody watches."""
 
 
-_KEPT_LIMITS = ("budget_limit", "token_limit", "token_warning", "cost_limit")
-"""Caps that a reopened session takes over from its first start unless the caller names new ones."""
-
-PATH_MAX = 4096
-"""Characters of a path in a document: what the kernel allows in bytes."""
-
 OVERDUE_S = 60.0
 """How long after a cell's timeout, and the grace of the interrupt, the guest may stay silent: it keeps the clock of its cells itself, so one
 that does not is frozen or broken."""
-
-
-@dataclass(frozen=True)
-class StartRequest:
-    """What a caller wants started. ``flags`` are settings by name, ``environment`` the caller's variables (keys included)."""
-
-    input: str
-    session: str | None = None
-    glob: str | None = None
-    exclude: str | None = None
-    mode: str = "auto"
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    engine: Mapping[str, str] | None = None
-    """The caller's ``DOCKER_*`` variables; None takes the engine of this process."""
-    question: str | None = None
-    """What the run is to answer, for the record."""
-    fresh: bool = False
-    """A reopened session begins without its variables."""
-    buy: bool = False
-    """What a reopened session asks beyond its record is bought instead of ending the restoring."""
-    before: int | None = None
-    """This cell of the record and all after it are left out."""
-    rehearsal: Rehearsal | None = None
-    """A replay: no account, answers from the record only."""
 
 
 class Host:
@@ -162,7 +107,7 @@ class Host:
         settings = load(request.flags, request.environment, self.home)
         session = check_name(request.session) if request.session else new_name()
         former = Store(settings.session_dir or self.home / "sessions", session).load_meta()
-        settings = _models_as_before(settings, request.environment, former)
+        settings = models_as_before(settings, request.environment, former)
         check(settings, self.policy, bind=request.mode == "bind")
         provider, credentials = choose(settings, request.environment)
         check(settings.model_copy(update={"provider": provider}), self.policy)
@@ -178,153 +123,26 @@ class Host:
         self._starting.add(session)
         try:
             async with contextlib.AsyncExitStack() as undo:
-                return await self._start(session, request, settings, provider, credentials, progress, undo)
+                starting = Start(
+                    session=session,
+                    request=request,
+                    settings=settings,
+                    provider=provider,
+                    credentials=credentials,
+                    progress=progress,
+                    undo=undo,
+                    home=self.home,
+                    broker=self.broker,
+                    policy=self.policy,
+                    engine=self.engine,
+                )
+                live, told = await starting.run()
+                self.sessions[session] = live
+                live.keep(asyncio.create_task(self._forget_when_over(live, request)))
+                undo.pop_all()
+                return await document(live, reopened=starting.reopened, told=told)
         finally:
             self._starting.discard(session)
-
-    async def _start(
-        self,
-        session: str,
-        request: StartRequest,
-        settings: Settings,
-        provider: str,
-        credentials: Any,
-        progress: Callable[[str], None],
-        undo: contextlib.AsyncExitStack,
-    ) -> Started:
-        store = Store(settings.session_dir or self.home / "sessions", session)
-        store.claim()
-        undo.callback(store.release)
-        meta = store.load_meta()
-        settings = within(_as_before(settings, meta), self.policy)
-        past, troubles = (None, []) if meta is None else await asyncio.to_thread(earlier_life, store)
-        admitted = await self._admit(request, settings, store, progress, undo)
-        if request.rehearsal is not None:
-            admitted = request.rehearsal.dress(admitted)
-        if meta is not None and meta.get("input") != admitted.display:
-            raise UsageError(
-                f"session {session} was started on {visible(str(meta.get('input')))}",
-                hint="reopen it with the same --input, or choose another --session name",
-            )
-        engine = await self.engine(request.engine)
-        image = await ensure_image(engine, settings.image, progress=lambda text: progress(text))  # noqa: PLW0108 - the parameter has a name there
-        model = settings.sub_model or create(provider, credentials).default_model()
-        if request.rehearsal is not None:
-            account = cast("Account", request.rehearsal.account())
-        else:
-            account = await self.broker.open_session(_spec(session, provider, model, credentials, settings))
-        undo.push_async_callback(account.close)
-        profile = _profile(settings)
-        container = await launch(engine, image, profile, admitted, labels=self._labels(session, settings))
-        undo.push_async_callback(container.close)
-        channel = Channel(container)
-        report = await channel.greet(hello(session, settings))
-        verify(report, profile, admitted)
-        admitted.warnings += remarks(report, profile)
-        go = go_payload(session, settings, admitted, self.policy, None if past is None else past.start)
-        if request.rehearsal is not None:
-            go = request.rehearsal.go(go)
-        channel.send(m.Go(go))
-        store.save_meta(
-            {
-                "session": session,
-                "input": admitted.display,
-                "provider": provider,
-                "model": model,
-                "limits": {name: getattr(settings, name) for name in _KEPT_LIMITS},
-                "created_at": (meta or {}).get("created_at") or datetime.now(UTC).isoformat(timespec="seconds"),
-                "request": resume_request(request, settings, provider, model, without=_KEPT_LIMITS),
-            }
-        )
-        journal = Journal(store.folder)
-        undo.callback(journal.close)
-        live = LiveSession(
-            session=session,
-            channel=channel,
-            account=account,
-            admitted=admitted,
-            store=store,
-            journal=journal,
-            settings=settings,
-            policy=self.policy,
-            provider=provider,
-            model=model,
-            runtime=settings.runtime or DEFAULT_RUNTIME,
-        )
-        version = await asyncio.to_thread(lambda: engine.info().version)
-        journal.append(
-            "start",
-            **start_record(
-                session=session,
-                request=request,
-                admitted=admitted,
-                image=image,
-                engine=version,
-                profile=profile,
-                report=report,
-                settings=settings,
-                provider=provider,
-                model=model,
-                go=go,
-                reopened=meta is not None,
-            ),
-        )
-        live.image_id = image.id
-        undo.push_async_callback(live.close, InternalError("the start was given up"))
-        live.begin()
-        live.chronicle.watch_input(fingerprint.Watch(admitted, live.chronicle.input))
-        if request.rehearsal is None:
-            await live.chronicle.open(_plan(request, past), progress, reopened=meta is not None)
-        self.sessions[session] = live
-        live_task = asyncio.create_task(self._forget_when_over(live, request))
-        live.keep(live_task)
-        undo.pop_all()
-        return await document(live, meta is not None, troubles + live.chronicle.outcome.told)
-
-    async def _admit(
-        self,
-        request: StartRequest,
-        settings: Settings,
-        store: Store,
-        progress: Callable[[str], None],
-        undo: contextlib.AsyncExitStack,
-    ) -> Admitted:
-        abandoned = threading.Event()
-
-        def counted(files: int, size: int) -> None:
-            if abandoned.is_set():
-                raise InterruptedByUser("the start was given up")
-            progress(f"staging: {files} files, {size >> 20} MiB")
-
-        undo.callback(store.drop_stage)
-        admitting = asyncio.create_task(
-            asyncio.to_thread(
-                admit,
-                request.input,
-                glob=request.glob,
-                exclude=request.exclude,
-                mode=request.mode,
-                stage_dir=store.stage,
-                max_file_bytes=settings.max_per_file_bytes,
-                prefix_len=settings.context_prefix_len,
-                progress=counted,
-            )
-        )
-        try:
-            admitted = await asyncio.shield(admitting)
-        except asyncio.CancelledError:
-            abandoned.set()  # the thread still works on it: let it end before its folder goes
-            await asyncio.wait([admitting])
-            if admitting.exception() is None:
-                admitting.result().close()
-            raise
-        undo.callback(admitted.close)
-        return admitted
-
-    def _labels(self, session: str, settings: Settings) -> dict[str, str]:
-        lifetime = settings.time_limit or LIFETIME_MS / 1000
-        owner = self.broker.ledger.owner
-        return gc.labels(session=session, owner=owner, home=self.home, deadline=time.time() + lifetime)
 
     async def _forget_when_over(self, live: LiveSession, request: StartRequest) -> None:
         await live.over.wait()
@@ -421,52 +239,10 @@ class Host:
         await self.broker.aclose()
 
 
-def _profile(settings: Settings) -> RunProfile:
-    return RunProfile.default().with_limits(
-        memory=settings.memory,
-        cpus=settings.cpus,
-        runtime=settings.runtime,
-        pids=settings.pids,
-        tmpfs=settings.tmpfs,
-        tmpfs_inodes=settings.tmpfs_files,
-        shm=min(settings.shm, settings.memory) if "shm" not in settings.model_fields_set else settings.shm,
-        nofile=settings.open_files,
-    )
-
-
 def _connect(variables: Mapping[str, str]) -> Engine:
     certs = variables.get("DOCKER_CERT_PATH") if variables.get("DOCKER_TLS_VERIFY") else None
     tls = None if certs is None else Tls(f"{certs}/ca.pem", f"{certs}/cert.pem", f"{certs}/key.pem")
     return Engine.connect(variables.get("DOCKER_HOST"), context=variables.get("DOCKER_CONTEXT"), tls=tls)
-
-
-def _as_before(settings: Settings, meta: Mapping[str, Any] | None) -> Settings:
-    """Give a reopened session the caps of its first start where the caller named none."""
-    before = (meta or {}).get("limits")
-    if not isinstance(before, dict):
-        return settings
-    kept = {name: before[name] for name in _KEPT_LIMITS if name in before and name not in settings.model_fields_set}
-    return settings.model_copy(update=kept)
-
-
-def _models_as_before(settings: Settings, environment: Mapping[str, str], meta: Mapping[str, Any] | None) -> Settings:
-    """Give a reopened session its provider and models where the caller named none.
-
-    Else a shell without the key would go on with another provider without a word, and what was answered would be bought
-    again from the default model.
-    """
-    before = meta or {}
-    if not settings.provider and not environment.get("LLM_PROVIDER") and isinstance(before.get("provider"), str):
-        settings = settings.model_copy(update={"provider": before["provider"]})
-    if settings.provider != before.get("provider"):
-        return settings
-    flags = (before.get("request") or {}).get("flags") or {}
-    kept: dict[str, Any] = {}
-    if settings.sub_model is None and isinstance(before.get("model"), str):
-        kept["sub_model"] = before["model"]
-    if not settings.allow_model and isinstance(flags.get("allow_model"), list):
-        kept["allow_model"] = tuple(flags["allow_model"])
-    return settings.model_copy(update=kept)
 
 
 def _over(live: LiveSession) -> str | None:
@@ -479,67 +255,6 @@ def _over(live: LiveSession) -> str | None:
     if run is not None and now - run.started > run.timeout_s + OVERDUE_S:
         return "its container did not answer after the cell's timeout"
     return None
-
-
-def _plan(request: StartRequest, past: Past | None) -> Plan:
-    if past is None or request.fresh:
-        return Plan(past or Past(), before=0, fresh=True)
-    return Plan(past, live=request.buy, before=request.before)
-
-
-async def document(live: LiveSession, reopened: bool, told: list[str]) -> Started:
-    """Return what ``start`` prints about a session; ``told`` are warnings besides those about its input."""
-    admitted, settings = live.admitted, live.settings
-    budget = await live.account.budget()
-    return Started(
-        session=live.session,
-        input=visible(admitted.display),
-        is_directory=admitted.kind == "directory",
-        context_total_bytes=admitted.total_bytes,
-        context_total_chars=admitted.total_chars,
-        context_prefix=visible(admitted.prefix),
-        line_count=admitted.line_count,
-        file_count=admitted.file_count,
-        files_preview=[
-            FilePreview(path=one_line(entry["path"], PATH_MAX), chars=entry["chars"], bytes=entry["bytes"])
-            for entry in admitted.files_preview
-        ],
-        languages=[LanguageSize(**each) for each in admitted.languages],
-        budget_limit=budget.limit,
-        token_limit=budget.token_limit,
-        token_warning=budget.token_warning,
-        cost_limit=None if budget.cost_limit_micro is None else usd(budget.cost_limit_micro),
-        time_limit=settings.time_limit,
-        session_dir=str(live.store.folder),
-        image=settings.image,
-        runtime=live.runtime,
-        provider=live.provider,
-        model=live.model,
-        reopened=reopened,
-        warnings=[visible(text) for text in (*admitted.warnings, *told)],
-    )
-
-
-def _spec(session: str, provider: str, model: str, credentials: Any, settings: Settings) -> SessionSpec:
-    limits = Limits(
-        calls=settings.budget_limit,
-        tokens=settings.token_limit,
-        token_warning=settings.token_warning,
-        cost_micro=None if settings.cost_limit is None else micro(settings.cost_limit),
-        deadline=None if settings.time_limit is None else time.time() + settings.time_limit,
-    )
-    return SessionSpec(
-        session=session,
-        provider=provider,
-        model=model,
-        credentials=credentials,
-        allow_models=frozenset(settings.allow_model),
-        limits=limits,
-        concurrency=settings.concurrency,
-        max_tokens=settings.sub_max_tokens,
-        call_deadline_s=settings.call_deadline,
-        cache_scope=settings.cache_scope,
-    )
 
 
 def _broker_policy(policy: HostPolicy) -> Policy:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlm_sandbox.container.admission import Admitted
     from rlm_sandbox.container.image import ImageInfo
     from rlm_sandbox.container.profile import RunProfile
-    from rlm_sandbox.session.host import StartRequest
+    from rlm_sandbox.session.start import StartRequest
     from rlm_sandbox.settings.model import Settings
     from rlm_sandbox.wire.messages import Report
 

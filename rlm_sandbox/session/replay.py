@@ -25,9 +25,10 @@ from rlm_sandbox.container.profile import default_cpus
 from rlm_sandbox.errors import DivergenceError, UsageError
 from rlm_sandbox.session.compare import difference
 from rlm_sandbox.session.fingerprint import Pace, take
-from rlm_sandbox.session.host import Host, StartRequest
+from rlm_sandbox.session.host import Host
 from rlm_sandbox.session.recorder import Divergence
 from rlm_sandbox.session.resume import seconds_for
+from rlm_sandbox.session.start import StartRequest
 from rlm_sandbox.session.store import AGAIN_FINAL
 from rlm_sandbox.settings.model import load, load_policy
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from rlm_sandbox.errors import NoSuchSession
-from rlm_sandbox.session import host as host_module
-from rlm_sandbox.session.host import Host, StartRequest
+from rlm_sandbox.session import start as start_module
+from rlm_sandbox.session.host import Host
 from rlm_sandbox.session.live import BOOTS_MAX
+from rlm_sandbox.session.start import StartRequest
 from rlm_sandbox.wire import messages as m
 from rlm_sandbox.wire.frames import encode
 
@@ -189,7 +190,7 @@ print(sorted((kind, outcomes.count(kind)) for kind in set(outcomes)))
 
 
 async def test_an_interpreter_that_never_boots_is_given_up_after_a_few_tries(tmp_path, log_file, monkeypatch):
-    monkeypatch.setattr(host_module, "go_payload", lambda *_, **__: b'{"str_max": "none"}')
+    monkeypatch.setattr(start_module, "go_payload", lambda *_, **__: b'{"str_max": "none"}')
     host = await Host.open(tmp_path / "home")
     try:
         request = StartRequest(input=str(log_file), flags={"provider": "scripted", "memory": 128 << 20})

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from rlm_sandbox.broker.types import Credentials, Secret
-from rlm_sandbox.session.host import StartRequest
+from rlm_sandbox.session.start import StartRequest
 from tests.support.cli import Home, docker, eventually
 from tests.support.fault_server import Fault, FaultServer
 
