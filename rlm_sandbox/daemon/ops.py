@@ -17,7 +17,7 @@ from rlm_sandbox.daemon.paths import socket_path
 from rlm_sandbox.errors import NoSuchSession, UsageError
 from rlm_sandbox.models import FORMAT_VERSION, BrokerState, Collected, SessionList, Stopped
 from rlm_sandbox.sanitize import one_line
-from rlm_sandbox.session import root
+from rlm_sandbox.session import documents, root
 from rlm_sandbox.session.convert import budget_state, micro, usd
 from rlm_sandbox.session.start import StartRequest
 from rlm_sandbox.session.store import kept_final
@@ -233,12 +233,12 @@ async def converse(ctx: Context, args: dict[str, Any], body: bytes) -> dict[str,
 
 async def status(ctx: Context, args: dict[str, Any], _: bytes) -> BaseModel:
     """Show one session."""
-    return await ctx.host.find(args.get("session")).status()
+    return await documents.status(ctx.host.find(args.get("session")))
 
 
 async def list_sessions(ctx: Context, _: dict[str, Any], __: bytes) -> BaseModel:
     """Show all live sessions."""
-    return SessionList(sessions=[await live.status() for live in list(ctx.host.sessions.values())])
+    return SessionList(sessions=[await documents.status(live) for live in list(ctx.host.sessions.values())])
 
 
 async def stop(ctx: Context, args: dict[str, Any], _: bytes) -> BaseModel:

@@ -13,10 +13,11 @@ from rlm_sandbox.record import history
 from rlm_sandbox.record.export import Options, export
 from rlm_sandbox.record.recording import folder_of
 from rlm_sandbox.sanitize import visible
+from rlm_sandbox.session import documents
 from rlm_sandbox.session import resume as resume_plan
 from rlm_sandbox.session.fingerprint import Pace, digest_of, host_path
 from rlm_sandbox.session.journal import Journal
-from rlm_sandbox.session.start import StartRequest, document
+from rlm_sandbox.session.start import StartRequest
 from rlm_sandbox.session.store import Store, check_name
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ async def resume(ctx: Context, args: dict[str, Any], _: bytes) -> dict[str, Any]
     """Bring back a session that is not live, with its variables."""
     name = await asyncio.to_thread(latest, ctx.host.home / "sessions", args.get("session"))
     if name in ctx.host.sessions:  # it has what it had: nothing to do is no failure
-        here = await document(ctx.host.sessions[name], reopened=False, told=[])
+        here = await documents.started(ctx.host.sessions[name], reopened=False, told=[])
         return {**here.model_dump(mode="json"), "restored_cells": [], "continuing": None, "divergence": None}
     meta = await asyncio.to_thread(Store(ctx.host.home / "sessions", name).load_meta)
     how = (meta or {}).get("request")

@@ -25,10 +25,11 @@ from rlm_sandbox.errors import (
     UsageError,
 )
 from rlm_sandbox.sanitize import visible
+from rlm_sandbox.session import documents
 from rlm_sandbox.session.convert import micro
 from rlm_sandbox.session.past import CRASHES
 from rlm_sandbox.session.provider_choice import choose
-from rlm_sandbox.session.start import Start, document, models_as_before
+from rlm_sandbox.session.start import Start, models_as_before
 from rlm_sandbox.session.store import Store, check_name, new_name
 from rlm_sandbox.settings import private_home
 from rlm_sandbox.settings.model import (
@@ -140,7 +141,7 @@ class Host:
                 self.sessions[session] = live
                 live.keep(asyncio.create_task(self._forget_when_over(live, request)))
                 undo.pop_all()
-                return await document(live, reopened=starting.reopened, told=told)
+                return await documents.started(live, reopened=starting.reopened, told=told)
         finally:
             self._starting.discard(session)
 

@@ -24,13 +24,14 @@ from rlm_sandbox.errors import (
     RLMError,
     UsageError,
 )
-from rlm_sandbox.models import Executed, FinalAnswer, SessionStatus, Variable
+from rlm_sandbox.models import Executed, FinalAnswer, Variable
 from rlm_sandbox.sanitize import one_line, visible
+from rlm_sandbox.session import documents
 from rlm_sandbox.session.asks import Asks
 from rlm_sandbox.session.cell import CellRun
 from rlm_sandbox.session.chronicle import Chronicle
 from rlm_sandbox.session.compare import KEPT
-from rlm_sandbox.session.convert import budget_state, micro
+from rlm_sandbox.session.convert import micro
 from rlm_sandbox.session.spool import Spool
 from rlm_sandbox.session.store import AGAIN_FINAL, FinalWriter
 from rlm_sandbox.wire import messages as m
@@ -300,17 +301,8 @@ class LiveSession:
             run.writer.commit(self.store.folder / AGAIN_FINAL)
             return
         run.writer.commit()
-        run.final = self._final = self._final_document(run.final_kind, run.final_name, run.final_length)
-
-    def _final_document(self, kind: str, name: str | None, length: int) -> FinalAnswer:
-        with self.store.final.open("rb") as stream:
-            head = stream.read(4 * self.settings.stdout_max).decode("utf-8", "replace")
-        return FinalAnswer(
-            kind="var" if kind == "var" else "direct",
-            name=None if name is None else visible(name),
-            length=length,
-            saved_to=str(self.store.final),
-            preview=visible(head[: self.settings.stdout_max])[: self.settings.stdout_max],
+        run.final = self._final = documents.final(
+            self.store, run.final_kind, run.final_name, run.final_length, preview=self.settings.stdout_max
         )
 
     def _observe(self, event: CallEvent) -> None:
@@ -418,14 +410,34 @@ class LiveSession:
         return self._run.cell if self._run is not None else self._cell
 
     @property
+    def last_cell(self) -> int:
+        """The number of the latest cell that a caller sent."""
+        return self._cell
+
+    @property
     def generation(self) -> int:
         """Which interpreter this is, counted from 1."""
         return self._channel.connection.gen
 
     @property
     def variables(self) -> list[Variable]:
-        """The variables as the interpreter last reported them."""
+        """The variables as the interpreter last reported them, at most 200 of them."""
         return self._variables
+
+    @property
+    def variables_total(self) -> int:
+        """How many variables there are."""
+        return self._variables_total
+
+    @property
+    def final(self) -> FinalAnswer | None:
+        """The latest final answer."""
+        return self._final
+
+    @property
+    def container(self) -> str:
+        """The container's id."""
+        return self._channel.container.id
 
     def cut(self, cell: int) -> None:
         """Interrupt a cell that is run again at the point where it was interrupted at first."""
@@ -449,7 +461,9 @@ class LiveSession:
         self._cell = past.last_cell
         if past.final is not None and self.store.final.exists():
             length = len(self.store.read_final().decode("utf-8", "replace"))
-            self._final = self._final_document(past.final.kind, past.final.name, length)
+            self._final = documents.final(
+                self.store, past.final.kind, past.final.name, length, preview=self.settings.stdout_max
+            )
 
     async def until_ready(self) -> None:
         """Wait for an interpreter."""
@@ -481,53 +495,7 @@ class LiveSession:
         if self.ended is not None and run.status == "running":
             raise self.ended
         self.touch()
-        return await self.describe(run, self.settings.stdout_max if stdout_max is None else stdout_max)
-
-    async def describe(self, run: CellRun, stdout_max: int) -> Executed:
-        """Return the public document of a cell as it stands."""
-        text, truncated, path = run.spool.shown(stdout_max)
-        warnings = list(run.warnings)
-        changed = self.admitted.changed() if self.ended is None else None  # an ending session gives its descriptor up
-        if changed and not any("changed" in text for text in warnings):
-            warnings.append(one_line(changed))
-        warnings += [one_line(text) for text in self.account.take_warnings()]
-        return Executed(
-            session=self.session,
-            cell=run.cell,
-            status=run.status,
-            stdout=text,
-            stdout_len=run.spool.chars,
-            stdout_truncated=truncated,
-            stdout_full_path=path,
-            error=run.error,
-            final=run.final,
-            variables=self._variables,
-            variables_total=self._variables_total,
-            budget=budget_state(await self.account.budget()),
-            warnings=warnings,
-            elapsed_ms=run.elapsed_ms,
-        )
-
-    async def status(self) -> SessionStatus:
-        """Return what ``list`` and ``status`` show."""
-        return SessionStatus(
-            session=self.session,
-            status="running" if self._run else "live",
-            input=visible(self.admitted.display),
-            created_at=self.created.isoformat(timespec="seconds"),
-            updated=int(self.updated),
-            idle_s=round(time.monotonic() - self.touched, 1),
-            cell=self._cell,
-            container=self._channel.container.id,
-            image=self.settings.image,
-            runtime=self.runtime,
-            provider=self.provider,
-            model=self.model,
-            session_dir=str(self.store.folder),
-            variables=self._variables,
-            final=self._final,
-            budget=budget_state(await self.account.budget()),
-        )
+        return await documents.executed(self, run, self.settings.stdout_max if stdout_max is None else stdout_max)
 
     async def set_limits(self, **changes: int | None) -> None:
         """Change caps from outside; ``calls``, ``tokens``, ``token_warning``, ``cost_micro``. The policy still holds."""

@@ -22,11 +22,10 @@ from rlm_sandbox.container.launch import launch
 from rlm_sandbox.container.profile import RunProfile
 from rlm_sandbox.container.selfcheck import remarks, verify
 from rlm_sandbox.errors import InternalError, InterruptedByUser, UsageError
-from rlm_sandbox.models import FilePreview, LanguageSize, Started
-from rlm_sandbox.sanitize import one_line, visible
+from rlm_sandbox.sanitize import visible
 from rlm_sandbox.session import fingerprint
 from rlm_sandbox.session.channel import Channel
-from rlm_sandbox.session.convert import micro, usd
+from rlm_sandbox.session.convert import micro
 from rlm_sandbox.session.guest_settings import LIFETIME_MS, go_payload, hello
 from rlm_sandbox.session.journal import Journal
 from rlm_sandbox.session.live import LiveSession
@@ -51,9 +50,6 @@ if TYPE_CHECKING:
 
 _KEPT_LIMITS = ("budget_limit", "token_limit", "token_warning", "cost_limit")
 """Caps that a reopened session takes over from its first start unless the caller names new ones."""
-
-PATH_MAX = 4096
-"""Characters of a path in a document: what the kernel allows in bytes."""
 
 
 @dataclass(frozen=True)
@@ -288,39 +284,6 @@ def _plan(request: StartRequest, past: Past | None) -> Plan:
     if past is None or request.fresh:
         return Plan(past or Past(), before=0, fresh=True)
     return Plan(past, live=request.buy, before=request.before)
-
-
-async def document(live: LiveSession, reopened: bool, told: list[str]) -> Started:
-    """Return what ``start`` prints about a session; ``told`` are warnings besides those about its input."""
-    admitted, settings = live.admitted, live.settings
-    budget = await live.account.budget()
-    return Started(
-        session=live.session,
-        input=visible(admitted.display),
-        is_directory=admitted.kind == "directory",
-        context_total_bytes=admitted.total_bytes,
-        context_total_chars=admitted.total_chars,
-        context_prefix=visible(admitted.prefix),
-        line_count=admitted.line_count,
-        file_count=admitted.file_count,
-        files_preview=[
-            FilePreview(path=one_line(entry["path"], PATH_MAX), chars=entry["chars"], bytes=entry["bytes"])
-            for entry in admitted.files_preview
-        ],
-        languages=[LanguageSize(**each) for each in admitted.languages],
-        budget_limit=budget.limit,
-        token_limit=budget.token_limit,
-        token_warning=budget.token_warning,
-        cost_limit=None if budget.cost_limit_micro is None else usd(budget.cost_limit_micro),
-        time_limit=settings.time_limit,
-        session_dir=str(live.store.folder),
-        image=settings.image,
-        runtime=live.runtime,
-        provider=live.provider,
-        model=live.model,
-        reopened=reopened,
-        warnings=[visible(text) for text in (*admitted.warnings, *told)],
-    )
 
 
 def _spec(session: str, provider: str, model: str, credentials: Any, settings: Settings) -> SessionSpec:
