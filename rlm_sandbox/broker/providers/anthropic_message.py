@@ -7,37 +7,33 @@ answer unusable, because an account cannot be settled on it.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from rlm_sandbox.broker import conversation
-from rlm_sandbox.broker.types import ProviderFault, Reply, Usage
+from rlm_sandbox.broker.providers.answer import Answer, Count, Strict
+from rlm_sandbox.broker.types import Reply, Usage
 
-COUNT_MAX = 10**12
-"""Tokens. Far above any bill, and times any price still within the ledger's 64-bit integers."""
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+    from rlm_sandbox.broker.types import ProviderFault
 
 
-class _Usage(_Strict):
+class _Usage(Strict):
     input_tokens: Count
     output_tokens: Count
     cache_read_input_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
 
 
-class _Head(_Strict):
+class _Head(Strict):
     id: str = ""
     model: str
     usage: dict[str, Any]
 
 
-class _Block(_Strict):
+class _Block(Strict):
     type: str
     text: str | None = None
     id: str | None = None
@@ -45,13 +41,13 @@ class _Block(_Strict):
     input: dict[str, Any] | None = None
 
 
-class _Delta(_Strict):
+class _Delta(Strict):
     type: str
     text: str | None = None
     partial_json: str | None = None
 
 
-class _End(_Strict):
+class _End(Strict):
     stop_reason: str | None = None
 
 
@@ -60,19 +56,14 @@ class _Whole(_Head):
     stop_reason: str | None = None
 
 
-class Message:
+class Message(Answer):
     """Collects events. ``reply()`` is the only way to an answer, and raises unless the message ended well."""
 
     def __init__(self, *, where: str, request_id: str | None, blocks: bool = False) -> None:
-        self._where = where
-        self._as_blocks = blocks
+        super().__init__(where=where, request_id=request_id, blocks=blocks)
         self._tools: list[tuple[_Block, list[str]]] = []
-        self._request_id = request_id
         self._head: _Head | None = None
         self._usage: dict[str, Any] = {}
-        self._text: list[str] = []
-        self._stop: str | None = None
-        self._thought = False
         self._complete = False
 
     def event(self, data: Any) -> bool:
@@ -113,20 +104,9 @@ class Message:
     def reply(self) -> Reply:
         """Return the answer, or raise the fault that it amounts to."""
         if self._head is None or not self._complete:
-            raise ProviderFault(
-                f"the answer of {self._where} was cut off",
-                code="connection_lost",
-                billable="unknown",
-                retryable=True,
-                request_id=self._request_id,
-            )
+            raise self.cut_off()
         usage = self._valid_usage()
-        text = self._said()
-        if self._stop == "refusal":
-            raise self._answered("refusal", f"the model of {self._where} refused to answer", usage)
-        if not text.strip():
-            why = "it only thought" if self._thought else f"stop reason {self._stop or 'not given'}"
-            raise self._answered("no_text", f"the answer of {self._where} has no text ({why})", usage)
+        text = self.told(self._tool_uses(), usage, refused=self._stop == "refusal")
         raw = _Whole(
             id=self._head.id,
             model=self._head.model,
@@ -136,26 +116,9 @@ class Message:
         ).model_dump_json()
         return Reply(text, usage, self._head.model, self._stop, self._request_id, raw.encode())
 
-    def _said(self) -> str:
-        """Return the answer's text; of a conversation with tools its blocks, as JSON, empty when there is none."""
-        text = "".join(self._text)
-        if not self._as_blocks:
-            return text
-        blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if text.strip() else []
+    def _tool_uses(self) -> Iterator[tuple[str, str, str]]:
         for block, pieces in self._tools:
-            arguments = "".join(pieces) or json.dumps(block.input or {})
-            blocks.append(conversation.tool_use(block.name or "", block.id or "", arguments))
-        return conversation.encode(blocks) if blocks else ""
-
-    def unusable(self, why: str, *, again: bool = True) -> ProviderFault:
-        """Return the fault for a response that is not a message. ``again=False``: the next one would not be either."""
-        return ProviderFault(
-            f"{self._where} sent an unusable answer: {why}",
-            code="bad_answer",
-            billable="unknown",
-            retryable=again,
-            request_id=self._request_id,
-        )
+            yield block.name or "", block.id or "", "".join(pieces) or json.dumps(block.input or {})
 
     def _begin(self, head: _Head) -> None:
         self._head = head
@@ -179,12 +142,7 @@ class Message:
             counts = _Usage.model_validate(self._usage)
         except ValidationError as error:
             names = ", ".join(sorted({str(detail["loc"][0]) for detail in error.errors(include_input=False)}))
-            raise ProviderFault(
-                f"{self._where} answered without usable token counts ({names})",
-                code="bad_usage",
-                billable="unknown",
-                request_id=self._request_id,
-            ) from error
+            raise self._uncounted(names) from error
         return Usage(
             counts.input_tokens,
             counts.output_tokens,
@@ -192,18 +150,6 @@ class Message:
             counts.cache_creation_input_tokens or 0,
         )
 
-    def _answered(self, code: str, message: str, usage: Usage) -> ProviderFault:
-        return ProviderFault(message, code=code, billable="yes", usage=usage, request_id=self._request_id)
-
     def _broken(self, error: Any) -> ProviderFault:
-        """An error inside a stream that had begun: what was made up to there may be billed."""
         kind = error.get("type") if isinstance(error, dict) else None
-        overloaded = kind == "overloaded_error"
-        return ProviderFault(
-            f"{self._where} broke off its answer ({str(kind)[:60]})",
-            code="overloaded" if overloaded else "server_error",
-            billable="unknown",
-            retryable=True,
-            overloaded=overloaded,
-            request_id=self._request_id,
-        )
+        return self._broken_off(str(kind), overloaded=kind == "overloaded_error")

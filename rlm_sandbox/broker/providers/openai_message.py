@@ -6,17 +6,17 @@ usage) and strict in what is counted: token counts must be there, be integers an
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from rlm_sandbox.broker import conversation
-from rlm_sandbox.broker.types import ProviderFault, Reply, Usage
+from rlm_sandbox.broker.providers.answer import Answer, Count, Strict
+from rlm_sandbox.broker.types import Reply, Usage
 
-COUNT_MAX = 10**12
-"""Tokens. Far above any bill, and times any price still within the ledger's 64-bit integers."""
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+    from rlm_sandbox.broker.types import ProviderFault
 
 TOOL_CALLS_MAX = 64
 """Tool calls in one message that are looked at; a model that writes cells makes one, or a few."""
@@ -25,66 +25,57 @@ _REASONS = {"length": "max_tokens", "stop": "end_turn", "tool_calls": "tool_use"
 """Translated, so that a stop reason means the same whoever answered."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class _Details(_Strict):
+class _Details(Strict):
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
 
 
-class _Usage(_Strict):
+class _Usage(Strict):
     prompt_tokens: Count
     completion_tokens: Count
     prompt_tokens_details: _Details | None = None
 
 
-class _Function(_Strict):
+class _Function(Strict):
     name: str | None = None
     arguments: str | None = None
 
 
-class _ToolCall(_Strict):
+class _ToolCall(Strict):
     index: int = 0
     id: str | None = None
     function: _Function | None = None
 
 
-class _Part(_Strict):
+class _Part(Strict):
     content: str | None = None
     tool_calls: list[_ToolCall] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
 
 
-class _Choice(_Strict):
+class _Choice(Strict):
     delta: _Part | None = None
     message: _Part | None = None
     finish_reason: str | None = None
 
 
-class _Chunk(_Strict):
+class _Chunk(Strict):
     id: str | None = None
     model: str | None = None
-    choices: list[_Choice] = []
+    choices: Annotated[list[_Choice], Field(default_factory=list)]
     usage: dict[str, Any] | None = None
 
 
-class Completion:
+class Completion(Answer):
     """Collects chunks. ``reply()`` is the only way to an answer, and raises unless the completion ended well."""
 
     def __init__(self, *, where: str, request_id: str | None, model: str, blocks: bool = False) -> None:
-        self._where = where
-        self._as_blocks = blocks
+        super().__init__(where=where, request_id=request_id, blocks=blocks)
         self._tools: dict[int, dict[str, str]] = {}
-        self._request_id = request_id
         self._model = model
         self._id = ""
-        self._text: list[str] = []
-        self._stop: str | None = None
         self._refused = False
-        self._thought = False
         self._usage: dict[str, Any] | None = None
 
     @property
@@ -116,20 +107,9 @@ class Completion:
     def reply(self) -> Reply:
         """Return the answer, or raise the fault that it amounts to."""
         if self._stop is None:
-            raise ProviderFault(
-                f"the answer of {self._where} was cut off",
-                code="connection_lost",
-                billable="unknown",
-                retryable=True,
-                request_id=self._request_id,
-            )
+            raise self.cut_off()
         usage = self._valid_usage()
-        text = self._said()
-        if self._refused or self._stop == "content_filter":
-            raise self._answered("refusal", f"the model of {self._where} refused to answer", usage)
-        if not text.strip():
-            why = "it only thought" if self._thought else f"finish reason {self._stop[:40]}"
-            raise self._answered("no_text", f"the answer of {self._where} has no text ({why})", usage)
+        text = self.told(self._tool_uses(), usage, refused=self._refused or self._stop == "content_filter")
         raw = _Chunk(
             id=self._id,
             model=self._model,
@@ -148,25 +128,9 @@ class Completion:
             known["name"] += function.name or ""
             known["arguments"] += function.arguments or ""
 
-    def _said(self) -> str:
-        """Return the answer's text; of a conversation with tools its blocks, as JSON, empty when there is none."""
-        text = "".join(self._text)
-        if not self._as_blocks:
-            return text
-        blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if text.strip() else []
+    def _tool_uses(self) -> Iterator[tuple[str, str, str]]:
         for number, call in sorted(self._tools.items())[:TOOL_CALLS_MAX]:
-            blocks.append(conversation.tool_use(call["name"], call["id"] or f"call_{number}", call["arguments"]))
-        return conversation.encode(blocks) if blocks else ""
-
-    def unusable(self, why: str, *, again: bool = True) -> ProviderFault:
-        """Return the fault for a response that is no completion. ``again=False``: the next one would not be either."""
-        return ProviderFault(
-            f"{self._where} sent an unusable answer: {why}",
-            code="bad_answer",
-            billable="unknown",
-            retryable=again,
-            request_id=self._request_id,
-        )
+            yield call["name"], call["id"] or f"call_{number}", call["arguments"]
 
     def _valid_usage(self) -> Usage:
         try:
@@ -185,25 +149,8 @@ class Completion:
         names = ", ".join(sorted({str(detail["loc"][-1]) for detail in details}))
         if not names:
             names = "more cached tokens than tokens" if self.has_usage else "none at all"
-        return ProviderFault(
-            f"{self._where} answered without usable token counts ({names})",
-            code="bad_usage",
-            billable="unknown",
-            request_id=self._request_id,
-        )
-
-    def _answered(self, code: str, message: str, usage: Usage) -> ProviderFault:
-        return ProviderFault(message, code=code, billable="yes", usage=usage, request_id=self._request_id)
+        return self._uncounted(names)
 
     def _broken(self, error: Any) -> ProviderFault:
-        """An error inside a stream that had begun: what was made up to there may be billed."""
         kind = str(error.get("type") or error.get("code")) if isinstance(error, dict) else ""
-        overloaded = "overloaded" in kind
-        return ProviderFault(
-            f"{self._where} broke off its answer ({kind[:60]})",
-            code="overloaded" if overloaded else "server_error",
-            billable="unknown",
-            retryable=True,
-            overloaded=overloaded,
-            request_id=self._request_id,
-        )
+        return self._broken_off(kind, overloaded="overloaded" in kind)
