@@ -10,7 +10,8 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def block(report):
     lines = ["| measured | is |", "|---|--:|"]
-    lines += [f"| {name} | {value:.3g} |" for name, value, _, _ in derive(report)]
+    ratios = [(name, value) for name, value, _, _ in derive(report) if not name.endswith((", ms", ", MiB"))]
+    lines += [f"| {name} | {value:.3g} |" for name, value in ratios]
     busy = report["machine"]["load_at_start"]
     lines += [
         "",
