@@ -22,7 +22,7 @@ from rlm_sandbox.errors import InputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    Progress = Callable[[int, int], None]
+    Progress = Callable[[str], None]
 
 Mode = Literal["auto", "snapshot", "bind"]
 MODES = ("auto", "snapshot", "bind")
@@ -141,6 +141,8 @@ def admit(
     progress: Progress | None = None,
 ) -> Admitted:
     """Admit a file or directory; blocks while it stages. ``stage_dir`` is made only if something is staged.
+
+    ``progress`` is told how far it is, and may raise to give it up.
 
     Raises:
         InputError: missing, unreadable, empty, of a special type, nothing matches, or over a limit.

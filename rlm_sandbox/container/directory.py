@@ -6,6 +6,7 @@ way: what is not copied is not in the container. A mounted directory shows every
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_sandbox.container import admission, staging
 from rlm_sandbox.container.admission import GUEST_INPUT, PREVIEW_FILES, Admitted, Identity, shown
 from rlm_sandbox.container.languages import Languages
+from rlm_sandbox.container.pace import Pace
 from rlm_sandbox.container.profile import Mount
 from rlm_sandbox.container.reading import Counter, Facts
 from rlm_sandbox.container.selection import Selection
@@ -21,6 +23,7 @@ from rlm_sandbox.container.tree import Skipped, Walker
 from rlm_sandbox.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from rlm_sandbox.container.admission import Progress
@@ -32,7 +35,6 @@ TOTAL_MAX = 64 * 1024**3
 SPACE_EVERY = 256 * 1024 * 1024
 """Bytes copied between two looks at the free disk: a quarter of what is left free."""
 
-PROGRESS_EVERY = 200
 WHOLE_MAX = 4 * 1024 * 1024
 """Bytes read in one piece: the default limit of a file. Larger ones are copied by the kernel and then counted."""
 
@@ -98,12 +100,17 @@ class Context:
 def stage(fd: int, path: Path, stage_dir: Path, options: Options) -> Admitted:
     """Copy what is admitted and return it. On failure nothing of the stage remains."""
     selection = Selection(options.glob, options.exclude)
-    walker = Walker(fd, selection, options.max_file_bytes)
     context = Context(options.prefix_len)
+    pace = Pace(options.progress)
     staging.make_stage(stage_dir)
     try:
-        _copy_all(walker, context, stage_dir, options.progress)
-        _refuse_nothing(context, walker.skipped, path)
+        expected = survey(fd, selection, options, pace, stage_dir)
+        _refuse_nothing(expected.files, expected.skipped, path)
+        tell = _teller(pace, "staging", context, expected)
+        walker = Walker(fd, selection, options.max_file_bytes, looked=tell)
+        _copy_all(walker, context, stage_dir)
+        tell(last=True)
+        _refuse_nothing(context.files, walker.skipped, path)
         identity = Identity.of((stage_dir / TREE).stat())
     except OSError as exc:
         staging.drop(stage_dir)
@@ -121,12 +128,17 @@ def stage(fd: int, path: Path, stage_dir: Path, options: Options) -> Admitted:
 def bind(fd: int, info: os.stat_result, path: Path, stage_dir: Path, options: Options) -> Admitted:
     """Mount the directory itself, and index what is selected and readable by everyone. Only the index is staged."""
     selection = Selection(options.glob, options.exclude)
-    walker = Walker(fd, selection, options.max_file_bytes)
     context = Context(options.prefix_len)
+    pace = Pace(options.progress)
     staging.make_stage(stage_dir)
     try:
-        _index_all(walker, context, stage_dir / INDEX, options.progress)
-        _refuse_nothing(context, walker.skipped, path)
+        expected = survey(fd, selection, options, pace, None)
+        _refuse_nothing(expected.files, expected.skipped, path)
+        tell = _teller(pace, "reading", context, expected)
+        walker = Walker(fd, selection, options.max_file_bytes, looked=tell)
+        _index_all(walker, context, stage_dir / INDEX)
+        tell(last=True)
+        _refuse_nothing(context.files, walker.skipped, path)
     except OSError as exc:
         staging.drop(stage_dir)
         raise InputError(f"reading {shown(path)} failed: {exc.strerror}") from exc
@@ -142,7 +154,55 @@ def bind(fd: int, info: os.stat_result, path: Path, stage_dir: Path, options: Op
     return admitted
 
 
-def _copy_all(walker: Walker, context: Context, stage_dir: Path, progress: Progress | None) -> None:
+@dataclass
+class Survey:
+    """What a directory holds, before anything is read: files that match and their bytes, ``copied`` of which surely take room on the disk."""
+
+    files: int = 0
+    size: int = 0
+    copied: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def survey(fd: int, selection: Selection, options: Options, pace: Pace, stage_dir: Path | None) -> Survey:
+    """Count what matches, and refuse what is too much while nothing was copied yet; without a stage nothing will be."""
+    total = Survey()
+
+    def told() -> str:
+        return f"looking: {walker.entries} entries, {total.files} files that match, {total.size >> 20} MiB"
+
+    walker = Walker(fd, selection, options.max_file_bytes, survey=True, looked=lambda: pace(told))
+    total.skipped = walker.skipped
+    room = None if stage_dir is None else staging.room(stage_dir)
+    for found in walker:
+        total.files += 1
+        total.size += found.info.st_size
+        if found.info.st_size <= WHOLE_MAX:  # a larger one may share its blocks with the original
+            total.copied += found.info.st_size
+        if stage_dir is not None and total.size > TOTAL_MAX:
+            raise _too_much()
+        if room is not None and total.copied > room:
+            raise InputError(
+                f"the files that match need more than the {room >> 20} MiB that the disk has for a copy",
+                hint=staging.NO_ROOM_HINT,
+            )
+    return total
+
+
+def _too_much() -> InputError:
+    return InputError(
+        f"more than {TOTAL_MAX >> 30} GiB match", hint="narrow it with --glob, or mount it as it is with --bind"
+    )
+
+
+def _teller(pace: Pace, work: str, context: Context, expected: Survey) -> Callable[..., None]:
+    def line() -> str:
+        return f"{work}: {context.files} of {expected.files} files, {context.size >> 20} of {expected.size >> 20} MiB"
+
+    return functools.partial(pace, line)
+
+
+def _copy_all(walker: Walker, context: Context, stage_dir: Path) -> None:
     staging.check_space(stage_dir, 0)
     unchecked = copied = 0
     target = Target(stage_dir / TREE)
@@ -155,22 +215,15 @@ def _copy_all(walker: Walker, context: Context, stage_dir: Path, progress: Progr
             index.write(context.add(found.path, size, counter))
             unchecked += size
             copied += size
-            if copied > TOTAL_MAX:
-                raise InputError(
-                    f"more than {TOTAL_MAX >> 30} GiB match",
-                    hint="narrow it with --glob, or mount it as it is with --bind",
-                )
+            if copied > TOTAL_MAX:  # it grew since the survey
+                raise _too_much()
             if unchecked > SPACE_EVERY:
                 staging.check_space(stage_dir, 0)
                 unchecked = 0
-            if progress and context.files % PROGRESS_EVERY == 0:
-                progress(context.files, copied)
     (stage_dir / INDEX).chmod(staging.STAGED_FILE)
-    if progress:
-        progress(context.files, copied)
 
 
-def _index_all(walker: Walker, context: Context, index_path: Path, progress: Progress | None) -> None:
+def _index_all(walker: Walker, context: Context, index_path: Path) -> None:
     with index_path.open("x", encoding="utf-8") as index:
         for found in walker:
             try:
@@ -183,8 +236,6 @@ def _index_all(walker: Walker, context: Context, index_path: Path, progress: Pro
             finally:
                 os.close(found.fd)
             index.write(context.add(found.path, found.info.st_size, counter))
-            if progress and context.files % PROGRESS_EVERY == 0:
-                progress(context.files, context.size)
     index_path.chmod(staging.STAGED_FILE)
 
 
@@ -243,8 +294,8 @@ def _read(fd: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _refuse_nothing(context: Context, skipped: Skipped, path: Path) -> None:
-    if context.files:
+def _refuse_nothing(files: int, skipped: Skipped, path: Path) -> None:
+    if files:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
     if not reasons:
@@ -253,6 +304,11 @@ def _refuse_nothing(context: Context, skipped: Skipped, path: Path) -> None:
 
 
 _WORTH_A_WARNING = {
+    "of the kernel": "file systems of the kernel",
+    "ignored": "caches, dependencies and build products",
+    "symlink": "symbolic links, which are not followed",
+    "special": "devices, sockets and pipes",
+    "vanished": "gone before they were read",
     "too large": "larger than RLM_MAX_PER_FILE_BYTES",
     "unreadable": "not readable",
     "not readable by everyone": "not readable by everyone, as a mounted file must be",

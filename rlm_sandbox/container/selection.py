@@ -7,6 +7,8 @@ and data are ignored there, and are what people come to ask about.
 
 from __future__ import annotations
 
+import functools
+
 from pathspec import GitIgnoreSpec
 
 from rlm_sandbox.errors import UsageError
@@ -28,6 +30,10 @@ SECRETS = (
 file, name it as the input."""
 
 
+REMEMBERED = 2**17
+"""Decisions kept from the survey for the copy, each a third of what a look at a file costs; some 20 MiB while a start lasts."""
+
+
 class Selection:
     """Decides on relative paths with ``/``. ``glob`` and ``exclude`` are comma lists; :class:`UsageError` for a bad pattern."""
 
@@ -36,9 +42,10 @@ class Selection:
         self._secrets = GitIgnoreSpec.from_lines(SECRETS.split())
         self._exclude = _spec(exclude, "--exclude")
         self._include = _spec(glob, "--glob")
+        self.refused = functools.lru_cache(REMEMBERED)(self._refused)
+        """Why a file is left out (``ignored``, ``secret``, ``excluded``, ``not selected``), or ``None``."""
 
-    def refused(self, path: str) -> str | None:
-        """Return why a file is left out (``ignored``, ``secret``, ``excluded``, ``not selected``), or ``None``."""
+    def _refused(self, path: str) -> str | None:
         reason = self._always(path)
         if reason is None and self._include is not None and not self._include.match_file(path):
             reason = "not selected"

@@ -13,11 +13,13 @@ import shutil
 from typing import TYPE_CHECKING
 
 from rlm_sandbox.container import admission
+from rlm_sandbox.container.pace import Pace
 from rlm_sandbox.container.profile import Mount
 from rlm_sandbox.container.reading import Counter, Facts
 from rlm_sandbox.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from rlm_sandbox.container.admission import Admitted, Progress
@@ -46,30 +48,42 @@ def drop(stage_dir: Path) -> None:
     shutil.rmtree(stage_dir, ignore_errors=True)
 
 
+NO_ROOM_HINT = "free some space, choose another RLM_SESSION_DIR, narrow --glob, or mount it as it is with --bind"
+
+
+def room(stage_dir: Path) -> int:
+    """Return how many bytes a copy may have."""
+    usage = os.statvfs(stage_dir)
+    return max(0, usage.f_bavail * usage.f_frsize - FREE_MIN)
+
+
 def check_space(stage_dir: Path, size: int) -> None:
     """Raise :class:`InputError` when a copy of ``size`` bytes does not fit."""
-    usage = os.statvfs(stage_dir)
-    free = usage.f_bavail * usage.f_frsize
-    if size + FREE_MIN > free:
+    left = room(stage_dir)
+    if size > left or left == 0:
         raise InputError(
-            f"staging needs {size >> 20} MiB and the disk has {free >> 20} MiB free",
-            hint="free some space, choose another RLM_SESSION_DIR, narrow --glob, or mount it as it is with --bind",
+            f"staging needs {size >> 20} MiB and the disk has {left >> 20} MiB for it, with {FREE_MIN >> 20} MiB kept free",
+            hint=NO_ROOM_HINT,
         )
 
 
-def copy(source: int, target: int, size: int) -> int:
-    """Copy a file by descriptors and return the bytes copied: at most ``size``, since a growing file has no end."""
+def _nobody(done: int) -> None:
+    del done
+
+
+def copy(source: int, target: int, size: int, tell: Callable[[int], None] = _nobody) -> int:
+    """Copy a file by descriptors and return the bytes copied: at most ``size``, since a growing file has no end. ``tell`` gets the bytes so far."""
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError:
-        return _copy_range(source, target, size)
+        return _copy_range(source, target, size, tell)
     return os.fstat(target).st_size
 
 
 _UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
-def _copy_range(source: int, target: int, size: int) -> int:
+def _copy_range(source: int, target: int, size: int, tell: Callable[[int], None] = _nobody) -> int:
     done = 0
     try:
         while done < size:
@@ -77,6 +91,7 @@ def _copy_range(source: int, target: int, size: int) -> int:
             if moved == 0:
                 break
             done += moved
+            tell(done)
     except OSError as exc:
         if exc.errno not in _UNSUPPORTED:
             raise
@@ -89,16 +104,18 @@ def _copy_range(source: int, target: int, size: int) -> int:
             written = os.pwrite(target, view, done)
             view = view[written:]
             done += written
+        tell(done)
     return done
 
 
-def count(fd: int, prefix_len: int) -> Counter:
-    """Count a staged file's text: of the copy, so that it is what the guest will read."""
+def count(fd: int, prefix_len: int, tell: Callable[[int], None] = _nobody) -> Counter:
+    """Count a staged file's text: of the copy, so that it is what the guest will read. ``tell`` gets the bytes so far."""
     counter = Counter(prefix_len)
     at = 0
     while data := os.pread(fd, CHUNK, at):
         counter.feed(data)
         at += len(data)
+        tell(at)
     counter.feed(b"", final=True)
     return counter
 
@@ -108,6 +125,7 @@ def snapshot(
 ) -> Admitted:
     """Stage one file: because it was asked for, or because the container's user may not read the original."""
     name = admission.guest_name(path.name)
+    pace = Pace(progress)
     make_stage(stage_dir)
     try:
         check_space(stage_dir, info.st_size)
@@ -117,9 +135,9 @@ def snapshot(
         finally:
             os.close(folder)
         try:
-            size = copy(fd, out, info.st_size)
+            size = copy(fd, out, info.st_size, lambda done: pace(lambda: _so_far("staging", done, info)))
             os.fchmod(out, STAGED_FILE)
-            counter = count(out, prefix_len)
+            counter = count(out, prefix_len, lambda done: pace(lambda: _so_far("counting", done, info)))
             facts = counter.facts()
             identity = admission.Identity.of(os.fstat(out))
         finally:
@@ -133,9 +151,12 @@ def snapshot(
         drop(stage_dir)
         raise
     os.close(fd)
-    if progress:
-        progress(1, size)
+    pace(lambda: _so_far("staging", size, info), last=True)
     return _staged_file(name, path, stage_dir, identity, facts, size)
+
+
+def _so_far(work: str, done: int, info: os.stat_result) -> str:
+    return f"{work}: {done >> 20} of {info.st_size >> 20} MiB"
 
 
 def _staged_file(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rlm_sandbox.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rlm_sandbox.container.selection import Selection
 
@@ -34,6 +34,12 @@ NAME_MAX = 255
 """Bytes of a name on every common file system."""
 
 EXAMPLES = 3
+
+KERNEL_FILES = {
+    "proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf", "pstore", "configfs", "fusectl", "binfmt_misc",
+    "efivarfs", "selinuxfs", "mqueue", "devpts",
+}  # fmt: skip
+"""File systems whose files are the kernel's state: of no length until they are read, and with other processes' environments among them."""
 
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -56,7 +62,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """An open regular file. ``path`` is valid Unicode; ``public`` tells that any user may reach and read it. Close ``fd``."""
+    """A regular file. ``path`` is valid Unicode; ``public`` tells that any user may reach and read it. Close ``fd``; -1 in a survey."""
 
     path: str
     fd: int
@@ -73,21 +79,42 @@ class _Level:
     public: bool
     renamed: bool
     taken: set[str]
+    dev: int
 
 
 class Walker:
-    """Yields the admitted files of a directory in the order of their paths' parts, as rlm-skill does. The root stays open."""
+    """Yields the admitted files of a directory in the order of their paths' parts, as rlm-skill does. The root stays open.
 
-    def __init__(self, root: int, selection: Selection, max_file_bytes: int) -> None:
+    A ``survey`` opens no file: it tells how many there are and how large, before anything is read or copied. ``looked`` is called for every
+    entry, admitted or not, since a tree of which nothing matches takes as long.
+    """
+
+    def __init__(
+        self,
+        root: int,
+        selection: Selection,
+        max_file_bytes: int,
+        *,
+        survey: bool = False,
+        looked: Callable[[], None] | None = None,
+    ) -> None:
         self._root = root
         self._selection = selection
         self._max = max_file_bytes
-        self._entries = 0
-        self._files = 0
+        self._survey = survey
+        self._looked = looked
+        self.entries = 0
+        self.files = 0
         self.skipped = Skipped()
 
     def __iter__(self) -> Iterator[Found]:
-        stack = [self._level(os.dup(self._root), "", public=_public_folder(os.fstat(self._root)), renamed=False)]
+        info = os.fstat(self._root)
+        if kind := kernel_files(info.st_dev):
+            raise InputError(
+                f"the directory is of the kernel's file system {kind}: its files have no content to copy",
+                hint="write what you need into files of your own, and pass those",
+            )
+        stack = [self._level(os.dup(self._root), "", info, public=_public_folder(info), renamed=False)]
         try:
             while stack:
                 level = stack[-1]
@@ -104,9 +131,10 @@ class Walker:
                             hint="start at a deeper folder, or use --exclude",
                         )
                 elif found is not None:
-                    self._files += 1
-                    if self._files > FILES_MAX:
-                        os.close(found.fd)
+                    self.files += 1
+                    if self.files > FILES_MAX:
+                        if found.fd >= 0:
+                            os.close(found.fd)
                         raise InputError(
                             f"more than {FILES_MAX} files match",
                             hint="narrow it with --glob, --exclude or a deeper folder",
@@ -116,19 +144,19 @@ class Walker:
             for level in stack:
                 os.close(level.fd)
 
-    def _level(self, fd: int, prefix: str, *, public: bool, renamed: bool) -> _Level:
+    def _level(self, fd: int, prefix: str, info: os.stat_result, *, public: bool, renamed: bool) -> _Level:
         try:
             names = sorted(entry.name for entry in self._counted(fd))
         except BaseException:
             os.close(fd)
             raise
-        return _Level(fd, prefix, iter(names), public, renamed, set())
+        return _Level(fd, prefix, iter(names), public, renamed, set(), info.st_dev)
 
     def _counted(self, fd: int) -> Iterator[os.DirEntry[str]]:
         with os.scandir(fd) as entries:
             for entry in entries:
-                self._entries += 1
-                if self._entries > ENTRIES_MAX:
+                self.entries += 1
+                if self.entries > ENTRIES_MAX:
                     raise InputError(
                         f"the directory holds more than {ENTRIES_MAX} entries",
                         hint="start at a deeper folder, or use --exclude",
@@ -138,12 +166,15 @@ class Walker:
     def _look(self, level: _Level, name: str) -> Found | _Level | None:
         clean = clean_name(name, level.taken)
         path = f"{level.prefix}{clean}"
+        if self._looked is not None:
+            self._looked()
         try:
-            mode = os.stat(name, dir_fd=level.fd, follow_symlinks=False).st_mode
+            info = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
+            mode = info.st_mode
             if stat.S_ISDIR(mode):
                 return self._folder(level, name, clean, path)
             if stat.S_ISREG(mode):
-                return self._file(level, name, clean, path)
+                return self._file(level, name, clean, path, info)
             self.skipped.note("symlink" if stat.S_ISLNK(mode) else "special", path)
         except OSError as exc:
             self.skipped.note(_reason(exc), path)
@@ -154,22 +185,29 @@ class Walker:
             self.skipped.note(reason, f"{path}/")
             return None
         fd = os.open(name, FOLDER_FLAGS, dir_fd=level.fd)
-        public = level.public and _public_folder(os.fstat(fd))
-        return self._level(fd, f"{path}/", public=public, renamed=level.renamed or clean != name)
+        info = os.fstat(fd)
+        if info.st_dev != level.dev and kernel_files(info.st_dev):
+            os.close(fd)
+            self.skipped.note("of the kernel", f"{path}/")
+            return None
+        public = level.public and _public_folder(info)
+        return self._level(fd, f"{path}/", info, public=public, renamed=level.renamed or clean != name)
 
-    def _file(self, level: _Level, name: str, clean: str, path: str) -> Found | None:
+    def _file(self, level: _Level, name: str, clean: str, path: str, seen: os.stat_result) -> Found | None:
         if reason := self._selection.refused(path):
             self.skipped.note(reason, path)
             return None
-        fd = os.open(name, FILE_FLAGS, dir_fd=level.fd)
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            os.close(fd)
-            self.skipped.note("special", path)
-            return None
+        fd, info = -1, seen
+        if not self._survey:
+            fd = os.open(name, FILE_FLAGS, dir_fd=level.fd)
+            info = os.fstat(fd)
+        reason = "" if stat.S_ISREG(info.st_mode) else "special"
         if info.st_size > self._max:
-            os.close(fd)
-            self.skipped.note("too large", path)
+            reason = reason or "too large"
+        if reason:
+            if fd >= 0:
+                os.close(fd)
+            self.skipped.note(reason, path)
             return None
         public = level.public and bool(info.st_mode & stat.S_IROTH)
         return Found(path, fd, info, public, level.renamed or clean != name)
@@ -184,6 +222,20 @@ def clean_name(name: str, taken: set[str]) -> str:
         clean = f"{clean.encode()[: NAME_MAX - 16].decode('utf-8', 'ignore')}~{digest}"
     taken.add(clean)
     return clean
+
+
+def kernel_files(dev: int) -> str | None:
+    """Return the type of the file system of a device number if its files are the kernel's state (see :data:`KERNEL_FILES`)."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:  # noqa: PTH123 - one short file
+            rows = [line.split() for line in table]
+    except OSError:
+        return None  # not Linux: there is no such file system, or none that can be told
+    number = f"{os.major(dev)}:{os.minor(dev)}"
+    for row in rows:
+        if row[2] == number and (kind := row[row.index("-") + 1]) in KERNEL_FILES:
+            return kind
+    return None
 
 
 def _public_folder(info: os.stat_result) -> bool:

@@ -168,10 +168,10 @@ class Start:
         abandoned = threading.Event()
         request, settings = self.request, self.settings
 
-        def counted(files: int, size: int) -> None:
+        def told(text: str) -> None:
             if abandoned.is_set():
                 raise InterruptedByUser("the start was given up")
-            self.progress(f"staging: {files} files, {size >> 20} MiB")
+            self.progress(text)
 
         self.undo.callback(store.drop_stage)
         admitting = asyncio.create_task(
@@ -184,7 +184,7 @@ class Start:
                 stage_dir=store.stage,
                 max_file_bytes=settings.max_per_file_bytes,
                 prefix_len=settings.context_prefix_len,
-                progress=counted,
+                progress=told,
             )
         )
         try:

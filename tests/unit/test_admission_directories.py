@@ -2,12 +2,13 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_sandbox.container import directory, tree
+from rlm_sandbox.container import admission, directory, pace, staging, tree
 from rlm_sandbox.container.admission import admit
 from rlm_sandbox.container.selection import Selection
 from rlm_sandbox.container.tree import Walker, clean_name
@@ -283,8 +284,73 @@ def test_a_bound_directory_is_mounted_as_it_is_with_a_filtered_index(take, tmp_p
 def test_progress_is_told_files_and_bytes(take, root):
     fill(root, "a", "b", data=b"xyz")
     seen = []
-    take(progress=lambda files, size: seen.append((files, size)))
-    assert seen[-1] == (2, 6)
+    take(progress=seen.append)
+    assert seen[-1] == "staging: 2 of 2 files, 0 of 0 MiB"
+
+
+def test_progress_is_told_of_a_tree_in_which_nothing_matches(take, root, monkeypatch):
+    fill(root, "a", "b", "c")
+    monkeypatch.setattr(pace, "EVERY_S", 0)
+    seen = []
+    with pytest.raises(InputError, match="no files matched"):
+        take(glob="*.py", progress=seen.append)
+    assert [line for line in seen if line.startswith("looking: 3 entries, 0 files that match")]
+
+
+def test_a_start_can_be_given_up_at_any_look(take, tmp_path, root, monkeypatch):
+    fill(root, "a", "b", "c")
+    monkeypatch.setattr(pace, "EVERY_S", 0)
+
+    def enough(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take(glob="*.py", progress=enough)
+    assert not (tmp_path / "home" / "stage").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "limit", "value"), [(tree, "FILES_MAX", 2), (directory, "TOTAL_MAX", 5), (staging, "FREE_MIN", 2**62)]
+)
+def test_what_is_too_much_is_refused_before_anything_is_copied(take, root, monkeypatch, where, limit, value):
+    fill(root, "a", "b", "c", data=b"xyz")
+    monkeypatch.setattr(where, limit, value)
+    monkeypatch.setattr(directory.Target, "write", lambda *_: pytest.fail("something was copied"))
+    with pytest.raises(InputError, match=r"more than"):
+        take()
+
+
+def test_the_files_of_the_kernel_are_left_out_and_said_to_be(take, root, monkeypatch):
+    fill(root, "a", "proc/cpuinfo")
+    look = os.fstat
+
+    def elsewhere(fd):
+        info = look(fd)
+        if Path(f"/proc/self/fd/{fd}").readlink().name == "proc":
+            return os.stat_result((*info[:2], Path("/proc").stat().st_dev, *info[3:]))
+        return info
+
+    monkeypatch.setattr(tree.os, "fstat", elsewhere)
+    admitted = take()
+    assert [file["path"] for file in admitted.files_preview] == ["a"]
+    assert "1 left out, file systems of the kernel: proc/" in admitted.warnings
+
+
+def test_a_file_system_of_the_kernel_is_no_input(tmp_path):
+    with pytest.raises(InputError, match="the kernel's file system proc"):
+        admission.admit("/proc", stage_dir=tmp_path / "stage")
+    assert not (tmp_path / "stage").exists()
+
+
+def test_what_is_left_out_is_said(take, root):
+    fill(root, "a", ".git/config", "build/out.log")
+    (root / "link").symlink_to(root / "a")
+    os.mkfifo(root / "pipe")
+    assert take().warnings == [
+        "2 left out, caches, dependencies and build products: .git/, build/",
+        "1 left out, symbolic links, which are not followed: link",
+        "1 left out, devices, sockets and pipes: pipe",
+    ]
 
 
 def test_a_stage_of_an_earlier_session_is_replaced(take, tmp_path, root):
