@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlm_sandbox.container import image
 from rlm_sandbox.container.engine import Engine
+from rlm_sandbox.container.profile import MIB, RunProfile
 from rlm_sandbox.errors import RLMError
 from rlm_sandbox.session.provider_choice import choose
-from rlm_sandbox.settings.model import load, load_policy
+from rlm_sandbox.settings.model import load, load_policy, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,17 +57,28 @@ def run(home: Path, environment: Mapping[str, str], engine_host: str | None) -> 
         engine.ping()
     except RLMError as exc:
         return [*findings, Finding("engine", "fail", exc.message, exc.hint)]
-    return [*findings, *on_engine(engine), *_image(engine)]
+    return [*findings, *on_engine(engine, _wanted(home, environment)), *_image(engine)]
 
 
-def on_engine(engine: Engine) -> list[Finding]:
-    """Return what an engine that answers can and cannot do."""
+def _wanted(home: Path, environment: Mapping[str, str]) -> RunProfile:
+    """Return what a session would ask for as things are set; the usual where they cannot be read, which is a finding of its own."""
+    usual = RunProfile.default()
+    try:
+        settings = within(load({}, environment, home), load_policy(home))
+        return usual.with_limits(memory=settings.memory, cpus=settings.cpus)
+    except RLMError:
+        return usual
+
+
+def on_engine(engine: Engine, wanted: RunProfile) -> list[Finding]:
+    """Return what an engine that answers can and cannot do, and whether a session of the profile ``wanted`` fits it."""
     info, told, parts = engine.info(), engine.api.info(), engine.api.version().get("Components") or ()
     versions = {str(part.get("Name", "")).lower(): str(part.get("Version", "")) for part in parts}
     return [
         *_engine(info),
         *_product(info, versions),
         *_limits(info, told),
+        *_capacity(told, wanted),
         *_runtimes(told),
         *_runtime(info, versions),
     ]
@@ -181,6 +193,17 @@ def _limits(info: EngineInfo, told: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("limits", "fail", f"the engine cannot limit: {', '.join(missing)}", fix)
     else:
         yield Finding("limits", "ok", "memory, swap, processes and CPU can be limited")
+
+
+def _capacity(told: Mapping[str, Any], wanted: RunProfile) -> Iterator[Finding]:
+    memory, cpus = int(told.get("MemTotal") or 0), int(told.get("NCPU") or 0)
+    text = f"{memory // MIB} MiB memory, {cpus} CPUs; a session may take {wanted.memory // MIB} MiB and {wanted.cpus:g}"
+    if cpus < wanted.cpus:  # the engine refuses such a container
+        yield Finding("capacity", "fail", text, "pass a smaller --cpus, or set RLM_CPUS")
+    elif memory < wanted.memory:
+        yield Finding("capacity", "warn", text, "pass a smaller --memory, or set RLM_MEMORY")
+    else:
+        yield Finding("capacity", "ok", text)
 
 
 def _runtimes(told: Mapping[str, Any]) -> Iterator[Finding]:

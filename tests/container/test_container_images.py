@@ -5,8 +5,8 @@ import pytest
 from rlm_sandbox.container import dockerfile, gc, image, offline
 from rlm_sandbox.container.engine import Engine
 from rlm_sandbox.container.launch import launch
-from rlm_sandbox.container.probe import probe_engine
 from rlm_sandbox.container.profile import RunProfile
+from rlm_sandbox.doctor import checks
 from rlm_sandbox.errors import EngineError, ImageError
 
 pytestmark = pytest.mark.container
@@ -120,13 +120,11 @@ def test_an_engines_facts_are_known(engine):
     assert engine.alive()
 
 
-def test_an_engine_is_looked_at_line_by_line(engine, base):
-    found = {finding.name: finding for finding in probe_engine(engine)}
-    assert {"engine", "platform", "limits", "seccomp", "runtime", "capacity", "image base", "image data"} <= set(found)
-    assert not [finding for finding in found.values() if finding.status == "fail"]
-    assert all(finding.fix for finding in found.values() if finding.status != "ok")
-    wrong = {finding.name: finding for finding in probe_engine(engine, RunProfile().with_limits(runtime="nosuch"))}
-    assert wrong["runtime"].status == "fail"
+def test_an_engine_is_looked_at_line_by_line(engine, base, tmp_path):
+    found = {finding.check: finding for finding in checks.run(tmp_path, {"RLM_PROVIDER": "scripted"}, None)}
+    assert {"engine", "limits", "seccomp", "runc", "capacity", "image base", "image data"} <= set(found)
+    assert not [finding for finding in found.values() if finding.level == "fail"]
+    assert all(finding.fix for finding in found.values() if finding.level != "ok")
 
 
 def test_an_engine_that_is_not_there_is_an_engine_error(tmp_path):

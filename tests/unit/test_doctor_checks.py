@@ -5,6 +5,7 @@ import platform
 import pytest
 
 from rlm_sandbox.container.engine import Engine
+from rlm_sandbox.container.profile import RunProfile
 from rlm_sandbox.doctor import checks
 
 pytestmark = pytest.mark.unit
@@ -40,6 +41,8 @@ NO_SECCOMP = {**DEBIAN, "SecurityOptions": ["name=apparmor"]}
 WINDOWS = {**DEBIAN, "OSType": "windows"}
 OLD_ARM = {**DEBIAN, "Architecture": "armv7l"}
 
+WANTED = RunProfile.default().with_limits(memory=2 << 30, cpus=2)
+
 RUNC = [{"Name": "Engine", "Version": "20.10.24"}, {"Name": "runc", "Version": "1.1.5+ds1"}]
 
 
@@ -62,7 +65,7 @@ def findings(info, components=RUNC):
     engine.host = engine.address = "unix:///var/run/docker.sock"
     engine._info = None
     engine.api = Api(info, components)
-    return {finding.check: finding for finding in checks.on_engine(engine)}
+    return {finding.check: finding for finding in checks.on_engine(engine, WANTED)}
 
 
 def levels(found, level):
@@ -153,3 +156,26 @@ def test_an_engine_that_does_not_tell_is_a_warning_and_no_crash(components):
 def test_nothing_at_all_is_answered_with_findings():
     found = findings({"OSType": "linux", "Architecture": "x86_64"})
     assert found["seccomp"].level == "fail"
+
+
+@pytest.mark.parametrize(
+    ("engine", "level", "fix"),
+    [
+        (DEBIAN, "ok", ""),
+        ({**DEBIAN, "MemTotal": 1 << 30}, "warn", "--memory"),
+        ({**DEBIAN, "NCPU": 1}, "fail", "--cpus"),
+    ],
+)
+def test_a_session_must_fit_the_machine(engine, level, fix):
+    found = findings(engine)["capacity"]
+    assert found.level == level
+    assert fix in found.fix
+    assert "a session may take 2048 MiB and 2" in found.detail
+
+
+def test_what_a_session_would_take_is_what_is_set(tmp_path):
+    (tmp_path / "config.toml").write_text("memory = '512m'\n")
+    wanted = checks._wanted(tmp_path, {"RLM_CPUS": "0.5"})
+    assert (wanted.memory, wanted.cpus) == (512 << 20, 0.5)
+    (tmp_path / "config.toml").write_text("not toml")
+    assert checks._wanted(tmp_path, {}) == RunProfile.default()
