@@ -7,6 +7,7 @@ Building them costs nothing that grows with a file: a small input is read into a
 
 from __future__ import annotations
 
+import operator
 import os
 import random
 import re
@@ -192,9 +193,14 @@ class Helpers:
             raise ValueError("by='files' cuts the context; give no text")
         return self.context_files
 
-    def peek(self, n: int = PEEK, text: str | Text | os.PathLike[str] | None = None) -> str:
-        """Return a few facts about a text, its first ``n // 2`` characters and its last."""
-        resolved = self._text(text)
+    def peek(self, n: Any = PEEK, text: Any = None) -> str:
+        """Return a few facts about a text, its first ``n // 2`` characters and its last. A text may also come first: ``peek(text, n)``."""
+        if isinstance(n, (str, Text, os.PathLike)):
+            n, text = (PEEK if text is None else text), n
+        try:
+            n = operator.index(n)
+        except TypeError:
+            raise TypeError(f"peek(n=2000, text=None) takes a number of characters, not {type(n).__name__}") from None
         if n < 0:
             raise ValueError("n is not negative")
         size = f"{len(resolved)} characters" if isinstance(resolved, str) else f"{resolved.nbytes} bytes"
@@ -203,6 +209,7 @@ class Helpers:
         tail = str(resolved[-(n // 2) :]) if n // 2 else ""
         if not resolved[n : n + 1]:
             return "\n".join([*lines, "--- text ---", str(resolved)])
+        resolved = self._text(text)
         return "\n".join([*lines, f"--- first {len(head)} ---", head, f"--- last {len(tail)} ---", tail])
 
     def sample(

@@ -1,8 +1,11 @@
 """The names a session gets for its input, over real files: one file, directories, and input that does not hold still."""
 
+import copy
+import gc
 import itertools
 import json
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -166,7 +169,10 @@ def test_chunks_by_lines_paragraphs_sections_tokens_and_files(tmp_path, str_max)
     whole = names["context"]
     assert chunks(2, by="lines", text="1\n2\n3\n")[:] == ["1\n2\n", "3\n"]
     assert list(chunks(2, 1, by="lines", text="1\n2\n3")) == ["1\n2\n", "2\n3"]
-    assert list(chunks(1, by="paragraphs", text=text)) == ["# A", "para one\nstill", "# B\nend\n"]
+    assert list(chunks(1, by="paragraphs", text=text)) == ["# A\n\n", "para one\nstill\n\n\n", "# B\nend\n"]
+    indented = "\n \n  one\r\n \r\n\ttwo\n\n"
+    assert list(chunks(1, by="paragraphs", text=indented)) == ["\n \n  one\r\n \r\n", "\ttwo\n\n"]
+    assert list(chunks(1, by="paragraphs", text=" \n\n")) == [" \n\n"]
     assert list(chunks(1, by=re.compile("^# ", re.MULTILINE), text=text)) == [
         "# A\n\npara one\nstill\n\n\n",
         "# B\nend\n",
@@ -174,7 +180,7 @@ def test_chunks_by_lines_paragraphs_sections_tokens_and_files(tmp_path, str_max)
     assert list(chunks(text, 1, by="paragraphs")) == list(chunks(1, by="paragraphs", text=text))
     assert list(chunks(1, by="files")) == [data.decode() for data in files.values()]
     assert [c.start for c in chunks(1, by="files")] == [entry["start"] for entry in names["context_files"]]
-    for by in ("lines", "tokens"):
+    for by in ("lines", "tokens", "paragraphs", "chars", re.compile("^# ", re.MULTILINE)):
         assert "".join(chunks(3, by=by)) == str(whole[:40]) + "".join(whole[40:])
     assert [len(c) for c in chunks(2, by="tokens", text="abcdefghijk")] == [8, 3]
     assert [len(c) for c in chunks(2, by="tokens", text="\u4e00" * 5)] == [2, 2, 1]
@@ -189,6 +195,47 @@ def test_chunks_by_lines_paragraphs_sections_tokens_and_files(tmp_path, str_max)
             chunks(**wrong)
     with pytest.raises(TypeError, match="needs a size"):
         chunks()
+
+
+@pytest.mark.parametrize("str_max", [1_000_000, 100])
+@pytest.mark.parametrize("by", ["chars", "lines"])
+def test_any_chunk_can_be_had_by_its_number(tmp_path, str_max, by):
+    (tmp_path / "f").write_bytes(b"a\xc3\xa9\n\xff\r\nword  \n\n\xf0\x9f\x98\x80" * 30)
+    made = build_file(tmp_path / "f", str_max)["chunks"](7, 2, by=by)
+    every = list(made)
+    for key in (0, -1, len(every) - 1, True, slice(None, None, -2), slice(1, 4), slice(-3, None)):
+        found, expected = made[key], every[key]
+        assert found == expected
+        pairs = zip(found, expected, strict=True) if isinstance(key, slice) else [(found, expected)]
+        assert all((one.start, one.end, one.index) == (two.start, two.end, two.index) for one, two in pairs)
+    for key in (len(every), -len(every) - 1):
+        with pytest.raises(IndexError):
+            made[key]
+
+
+def test_texts_can_be_copied_and_pickled_and_outlive_their_copies(tmp_path):
+    (tmp_path / "f").write_bytes(b"a\xc3\xa9\n\xff\r\nword  \n\n\xf0\x9f\x98\x80" * 30)
+    names = [build_file(tmp_path / "f", 50), build_directory(tmp_path, FILES, str_max=50)]
+    for text in [each["context"] for each in names]:
+        copies = [copy.deepcopy([text])[0], copy.copy(text), pickle.loads(pickle.dumps(text))]
+        assert all(list(each) == list(text) for each in copies)
+        del copies
+        gc.collect()
+        assert text[:5] == "".join(itertools.islice(text, 5))
+
+
+def test_a_tiny_limit_makes_the_context_lazy_and_leaves_what_it_gives_a_str(tmp_path):
+    (tmp_path / "f").write_bytes(b"some words\n" * 100)
+    config = {"kind": "file", "path": str(tmp_path / "f"), "index": None, "name": "f"}
+    names = helpers.build(config, str_max=0, piece_max=1000)
+    context = names["context"]
+    assert isinstance(context, Text)
+    assert type(context[:200]) is str
+    assert type(context[:2000]) is Text
+    assert [len(chunk) for chunk in names["chunks"](600)] == [600, 500]
+    assert hash(context) == hash(copy.copy(context))
+    with pytest.raises(TooLarge):
+        str(context)
 
 
 def test_lines_are_numbered_as_grep_numbers_them(tmp_path):
@@ -419,3 +466,13 @@ def test_utf_16_files_read_as_their_text_alone_and_among_others(tmp_path, str_ma
         assert names["context"] == expected
         assert names["files"]["a"] == text
         assert helpers.warnings() == []
+
+
+def test_peek_takes_a_text_first_and_says_what_it_wants(tmp_path):
+    (tmp_path / "f").write_bytes(b"hello world")
+    peek = build_file(tmp_path / "f")["peek"]
+    assert peek("abcdef", 2).endswith("--- first 1 ---\na\n--- last 1 ---\nf")
+    assert peek("abcdef") == peek(text="abcdef")
+    for wrong in (None, 1.5, [1]):
+        with pytest.raises(TypeError, match=r"peek\(n=2000, text=None\) takes a number of characters, not"):
+            peek(wrong)

@@ -1,14 +1,18 @@
 """The kernel's pieces that need no process: errors, settings, what is said of variables and exceptions."""
 
+import collections
 import json
 import sys
+import types
+import weakref
 from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlm_sandbox.guest import agent, cells, config, errors, kernel, notes, spawn, variables
+from rlm_sandbox.guest import agent, api, cells, config, errors, helpers, kernel, notes, spawn, variables
+from rlm_sandbox.guest.text import Text
 from rlm_sandbox.wire import messages as m
 
 pytestmark = pytest.mark.unit
@@ -83,12 +87,48 @@ def test_the_widest_result_fits_the_wire():
     assert total == 300
 
 
+@given(anything, anything, st.integers(0, 2**53 - 1) | st.none())
+def test_an_entry_takes_the_room_of_its_json(name, type_name, size):
+    entry = {"name": variables.clip(name, 128), "type": variables.clip(type_name, 64), "len": size}
+    told = json.dumps(entry, ensure_ascii=False)
+    assert len(told.encode()) <= variables.room_of(entry) <= len(told.encode()) + 2
+
+
 def test_what_was_given_is_no_variable_until_it_is_another():
     given_names = {"grep": len, "context": "text"}
     assert variables.listing({"grep": len, "context": "text", "__x": 1, 5: 6}, given_names) == ([], 0)
     assert [entry["name"] for entry in variables.listing({"grep": print, "context": "text"}, given_names)[0]] == [
         "grep"
     ]
+
+
+def test_a_length_that_a_cell_computes_is_not_asked_for():
+    class Slow:
+        def __len__(self):
+            raise SystemExit("asked")
+
+    class Named(dict):
+        """A length that is C's own."""
+
+    slow = Slow()
+    made = {
+        "slow": slow, "behind": types.MappingProxyType(collections.UserDict()), "weak": weakref.proxy(slow),
+        "named": Named(a=1), "tuple": (1, 2), "bytes": b"abc", "deque": collections.deque([1]), "class": Slow,
+    }  # fmt: skip
+    lengths = {entry["name"]: entry["len"] for entry in variables.listing(made, {})[0]}
+    assert lengths == {
+        "slow": None, "behind": None, "weak": None, "named": 1, "tuple": 2, "bytes": 3, "deque": 1, "class": None,
+    }  # fmt: skip
+
+
+def test_what_helpers_give_is_a_final_answer_of_its_items():
+    text = Text.from_bytes(b"one two\nthree\n", str_max=1000)
+    assert api._final_text(text) == "one two\nthree\n"
+    assert json.loads(api._final_text({"words": text.split()})) == {"words": ["one", "two", "three"]}
+    found = helpers.Helpers("one two\nthree\n", [], {}, 1000)
+    assert json.loads(api._final_text(found.grep("o"))) == ["one two"]
+    assert json.loads(api._final_text(found.chunks(8))) == ["one two\n", "three\n"]
+    assert api._final_text({1}) == "{1}"
 
 
 def test_notes_are_told_once_and_in_order():
