@@ -203,13 +203,13 @@ class Helpers:
             raise TypeError(f"peek(n=2000, text=None) takes a number of characters, not {type(n).__name__}") from None
         if n < 0:
             raise ValueError("n is not negative")
+        resolved = self._text(text)
         size = f"{len(resolved)} characters" if isinstance(resolved, str) else f"{resolved.nbytes} bytes"
         lines = [f"{size}, {len(self.files)} file{'' if len(self.files) == 1 else 's'}"] if text is None else [size]
         head = str(resolved[: n - n // 2])
         tail = str(resolved[-(n // 2) :]) if n // 2 else ""
         if not resolved[n : n + 1]:
             return "\n".join([*lines, "--- text ---", str(resolved)])
-        resolved = self._text(text)
         return "\n".join([*lines, f"--- first {len(head)} ---", head, f"--- last {len(tail)} ---", tail])
 
     def sample(
