@@ -156,6 +156,9 @@ class Verified:
             "final_sha256": past.final.digest if past.final else None,
             "signed_by": self.signature.key if self.signature else None,
             "signer": self.signature.signer if self.signature else None,
+            "warnings": []
+            if past.input is not None and past.input.digest is not None
+            else ["the record does not say what the input was: a replay cannot compare it"],
         }
 
 
@@ -241,7 +244,7 @@ class _Check:
                 raise damaged("it does not begin with bundle.json")
             elif name == "journal.jsonl":
                 raw = self.reading.read(JOURNAL_MAX, name)
-                past, journal_sha = Past.of(journal.read(raw.splitlines(keepends=True))), _sha(raw)
+                past, journal_sha = Past.of(journal.read(_unambiguous(raw))), _sha(raw)
                 self.sink.journal(raw)
             elif name == "final":
                 final = self._sum(None)
@@ -308,7 +311,13 @@ class _Check:
     def _derived(self, past: Past, made: Manifest, journal_sha: str) -> Signature | None:
         """Statement and summary say what the journal says."""
         page = summary.build(past, self._shown)
-        said = statement.build(past, journal_sha256=journal_sha, summary_sha256=_sha(page), redacted=made.redacted)
+        said = statement.build(
+            past,
+            journal_sha256=journal_sha,
+            summary_sha256=_sha(page),
+            manifest_sha256=_sha(made.encode()),
+            redacted=made.redacted,
+        )
         raw = statement.encode(said)
         if self.parts.get("SUMMARY.md") != page:
             raise damaged("its summary does not say what its journal says")
@@ -325,6 +334,18 @@ class _Check:
         if digest is None or digest not in self.seen:
             return None
         return self.heads[digest].decode("utf-8", "replace")
+
+
+def _unambiguous(raw: bytes) -> Iterator[bytes]:
+    """Yield the lines of a journal that are written as we write them: with a key twice, two readers could read two things."""
+    for line in raw.splitlines(keepends=True):
+        try:
+            same = json.dumps(json.loads(line), separators=(",", ":")).encode() == line.rstrip(b"\n")
+        except (ValueError, RecursionError):
+            same = True  # what it is instead, its reader says
+        if not same:
+            raise damaged("a line of its journal is not written as this program writes it")
+        yield line
 
 
 def _manifest(raw: bytes) -> Manifest:

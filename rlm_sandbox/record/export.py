@@ -86,10 +86,16 @@ def _entries(folder: Path, raw: bytes, past: Past, pack: Pack, options: Options)
         return None if digest is None or options.redact else pack.get(digest).decode("utf-8", "replace")
 
     page = summary.build(past, text)
-    said = statement.encode(
-        statement.build(past, journal_sha256=_sha(raw), summary_sha256=_sha(page), redacted=options.redact)
-    )
     made = bundle.manifest(redacted=options.redact, input_included=options.include_input, source_head=source_head)
+    said = statement.encode(
+        statement.build(
+            past,
+            journal_sha256=_sha(raw),
+            summary_sha256=_sha(page),
+            manifest_sha256=_sha(made.encode()),
+            redacted=options.redact,
+        )
+    )
     entries = [Entry("bundle.json", made.encode()), Entry("SUMMARY.md", page), Entry("statement.json", said)]
     if options.sign_key is not None:
         entries.append(Entry("statement.json.sig", signing.sign(said, options.sign_key)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from rlm_sandbox.session.journal import GENESIS
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 GONE = "(redacted)"
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,127}")
 
 _ALWAYS = ("v", "seq", "prev", "at", "kind")
 _KEPT: dict[str, tuple[str, ...]] = {
@@ -30,7 +33,7 @@ _KEPT: dict[str, tuple[str, ...]] = {
     ),
     "budget": ("cell",),
     "result": ("cell", "status", "error", "stdout", "variables", "elapsed_ms", "busy_ms"),
-    "limits": ("changes",),
+    "limits": (),
     "interrupt": ("cell",),
     "kernel": ("cause", "code", "cell"),
     "end": ("reason",),
@@ -39,9 +42,10 @@ _KEPT: dict[str, tuple[str, ...]] = {
 
 def journal(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Return the lines of a checked journal without texts, as a chain of their own."""
-    previous = GENESIS
+    previous, models = GENESIS, _Models()
     for line in lines:
         record = json.loads(line)
+        models.learn_or_hide(record)
         plain = {name: record[name] for name in (*_ALWAYS, *_KEPT[record["kind"]])}
         replace = _REPLACED.get(record["kind"])
         plain |= replace(record) if replace is not None else {}
@@ -49,6 +53,35 @@ def journal(lines: Iterable[bytes]) -> Iterator[bytes]:
         out = json.dumps(plain, separators=(",", ":")).encode() + b"\n"
         previous = hashlib.sha256(out).hexdigest()
         yield out
+
+
+class _Models:
+    """The names of models that whoever started the session chose. Others are a cell's words, or a provider's."""
+
+    def __init__(self) -> None:
+        self._chosen: set[str] = set()
+
+    def learn_or_hide(self, record: dict[str, Any]) -> None:
+        """Take the names of a start, and hide in a call what is none of them."""
+        if record["kind"] == "start":
+            allowed = record["settings"].get("allow_model")
+            self._chosen |= {record["model"], *(allowed if isinstance(allowed, list) else ())}
+        elif record["kind"] == "call":
+            asked = record["request"]
+            if asked["model"] is not None and asked["model"] not in self._chosen:
+                asked["model"] = GONE
+            if record["model"] not in self._chosen and not self._dated(record["model"], record["outcome"]):
+                record["model"] = GONE
+
+    def _dated(self, name: str, outcome: str) -> bool:
+        """Providers answer under a longer name than was asked for: ``gpt-4o-2024-08-06``."""
+        known = any(name.startswith(chosen) for chosen in self._chosen)
+        return known and outcome != "failed" and _IDENTIFIER.fullmatch(name) is not None
+
+
+def _word(text: str | None) -> str | None:
+    """Return what is an identifier of a provider's, and no text that came with it."""
+    return text if text is None or _IDENTIFIER.fullmatch(text) else GONE
 
 
 def _numbers(form: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +102,11 @@ def _start(record: dict[str, Any]) -> dict[str, Any]:
 
 def _call(record: dict[str, Any]) -> dict[str, Any]:
     error = record["error"]
-    return {"error": None if error is None else {**error, "message": GONE, "hint": ""}}
+    return {
+        "error": None if error is None else {**error, "message": GONE, "hint": "", "code": _word(error["code"])},
+        "request_id": _word(record["request_id"]),
+        "stop_reason": _word(record["stop_reason"]),
+    }
 
 
 def _result(record: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +121,7 @@ _REPLACED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "start": _start,
     "call": _call,
     "result": _result,
+    "limits": lambda record: {"changes": _numbers(record["changes"])},
     "budget": lambda record: {"state": _numbers(record["state"])},
     "restored": lambda record: {"divergence": None if record["divergence"] is None else GONE},
     "end": lambda _: {"message": GONE},

@@ -1,7 +1,7 @@
 """What a run was, as an in-toto statement: whoever signs it, signs the answer together with everything that led to it.
 
 The subject is the final answer (and the journal, which names every text by digest); the predicate names input, image, limits, cells and model
-calls. It is derived from the journal and from nothing else, so a reader derives it again and compares.
+calls. It is derived from the journal, and from the digests of what travels with it, so a reader derives it again and compares.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:rlm-sandbox:run:v1"
 
 
-def build(past: Past, *, journal_sha256: str, summary_sha256: str, redacted: bool) -> dict[str, Any]:
-    """Return the statement of a whole journal."""
+def build(
+    past: Past, *, journal_sha256: str, summary_sha256: str, manifest_sha256: str, redacted: bool
+) -> dict[str, Any]:
+    """Return the statement of a whole journal, and of the manifest (``bundle.json``) that it travels with."""
     subject = [{"name": "journal.jsonl", "digest": {"sha256": journal_sha256}}]
     if past.final is not None:
         subject.insert(0, {"name": "final", "digest": {"sha256": past.final.digest}})
@@ -28,6 +30,7 @@ def build(past: Past, *, journal_sha256: str, summary_sha256: str, redacted: boo
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "redacted": redacted,
+            "bundle": {"sha256": manifest_sha256},
             "summary": {"sha256": summary_sha256},
             "journal": {"records": past.records, "head": past.head},
             **_run(past),

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from rlm_sandbox.errors import BundleError, PolicyError, UsageError
-from rlm_sandbox.record import archive, bundle, statement
+from rlm_sandbox.record import archive, bundle, redaction, statement
 from rlm_sandbox.record.archive import Entry
 from rlm_sandbox.record.export import Options, export
 from rlm_sandbox.record.recording import of_bundle, of_session
@@ -171,6 +171,7 @@ CHANGES = {
     "a manifest that lies about the input": edit("bundle.json", b'"input_included": true', b'"input_included": false'),
     "a manifest that lies about redaction": edit("bundle.json", b'"redacted": false', b'"redacted": true'),
     "a manifest with more in it": edit("bundle.json", b'"version": 1', b'"version": 1, "x": 1'),
+    "a manifest that lies about its program": edit("bundle.json", b'"program": "rlm', b'"program": "RLM'),
     "a manifest nested deeply": put("bundle.json", b"[" * 100_000),
     "a journal line too few": lambda files: files.update({"journal.jsonl": b"".join(files["journal.jsonl"].splitlines(True)[:-1])}),
     "a changed journal line": edit("journal.jsonl", b'"elapsed_ms":40', b'"elapsed_ms":41'),
@@ -211,6 +212,21 @@ def test_a_journal_that_was_forged_and_chained_anew_does_not_fit_the_rest(made, 
         files["journal.jsonl"] = rechained(records)
 
     refused(repacked(made, tmp_path / "forged", forge))
+
+
+@pytest.mark.parametrize(
+    "written", [lambda line: line.replace(b'"v":2', b'"v":1,"v":2'), lambda line: line.replace(b":", b": ", 1)]
+)
+def test_a_journal_that_two_readers_could_read_differently_is_refused(tmp_path, written):
+    record_run(tmp_path)
+    before, out = journals.GENESIS, b""
+    for line in (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True):
+        prev = json.loads(line)["prev"].encode()
+        changed = written(line.replace(prev, before.encode()))
+        before, out = hashlib.sha256(changed).hexdigest(), out + changed
+    (tmp_path / "journal.jsonl").write_bytes(out)
+    export(tmp_path, tmp_path / "run.rlm", Options())
+    assert "not written as" in refused(tmp_path / "run.rlm")
 
 
 def test_a_newer_version_says_that_it_is_newer(made, tmp_path):
@@ -324,7 +340,8 @@ def test_a_manifest_of_files_cannot_climb_out(tmp_path):
 def test_a_redacted_bundle_holds_no_text_of_the_run(tmp_path):
     word = "sentinelword"
     payer = Payer(lambda prompt: f"{word} answer")
-    cells = [(f"x = llm_query('{word}')", [f"{word} prompt", f"fail {word}"], f"{word} out", f"{word} final".encode())]
+    prompts = [f"{word} prompt", f"fail {word}", f"fail by {word} model"]
+    cells = [(f"x = llm_query('{word}')", prompts, f"{word} out", f"{word} final".encode())]
     start = start_body(question=f"{word}?", settings={"image": word, "cache_scope": word, "memory": 5})
     start["input"] = {**start["input"], "display": f"/data/{word}.log", "glob": word}
     start["go"] = {**start["go"], "input": {"name": word, "path": f"/input/{word}"}}
@@ -336,8 +353,30 @@ def test_a_redacted_bundle_holds_no_text_of_the_run(tmp_path):
         assert word.encode() not in data, name
         assert word not in name
     found = bundle.verify(tmp_path / "closed")
-    assert (found.redacted, len(found.past.calls)) == (True, 2)
+    assert (found.redacted, len(found.past.calls)) == (True, 3)
     assert [call.usage for call in found.past.calls if call.usage] == [[10, 5, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "outcome", "shown"),
+    [
+        (None, "m-1", "answered", (None, "m-1")),
+        ("m-2", "m-2-2026-08-06", "answered", ("m-2", "m-2-2026-08-06")),
+        ("a customer's name", "a customer's name", "failed", (redaction.GONE, redaction.GONE)),
+        ("m-1secret", "m-1secret", "failed", (redaction.GONE, redaction.GONE)),
+        (None, "m-1 and what a provider adds", "answered", (None, redaction.GONE)),
+    ],
+)
+def test_a_redacted_record_names_only_models_that_somebody_outside_chose(tmp_path, asked, used, outcome, shown):
+    record_run(tmp_path, start=start_body(settings={"allow_model": ["m-2"]}))
+    records = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_bytes().splitlines()]
+    call = next(record for record in records if record["kind"] == "call")
+    call["request"]["model"], call["model"], call["outcome"] = asked, used, outcome
+    call["request_id"], call["stop_reason"] = "req_01-a", "some text of the answer"
+    hidden = [json.loads(line) for line in redaction.journal(rechained(records).splitlines())]
+    found = next(record for record in hidden if record["kind"] == "call")
+    assert (found["request"]["model"], found["model"]) == shown
+    assert (found["request_id"], found["stop_reason"]) == ("req_01-a", redaction.GONE)
 
 
 @pytest.mark.parametrize("where", ["code", "prompt", "answer", "output", "final", "question"])

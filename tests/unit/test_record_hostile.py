@@ -79,7 +79,11 @@ def look_at(folder):
         page = summary.build(run.past, run.text)
         statement.encode(
             statement.build(
-                run.past, journal_sha256="", summary_sha256=hashlib.sha256(page).hexdigest(), redacted=False
+                run.past,
+                journal_sha256="",
+                summary_sha256=hashlib.sha256(page).hexdigest(),
+                manifest_sha256="",
+                redacted=False,
             )
         )
         run.past.cut_off()
