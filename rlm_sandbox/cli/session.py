@@ -242,7 +242,7 @@ def _final_bytes(session: str | None) -> bytes:
     except NoSuchSession:
         if session is None or _daemon_runs():
             raise
-        from rlm_sandbox.session.store import kept_final  # noqa: PLC0415 - the daemon is gone: read what it left
+        from rlm_sandbox.session.places import kept_final  # noqa: PLC0415 - the daemon is gone: read what it left
 
         return kept_final(settings.home(), session, settings.session_root())
     return b"".join(pieces)

@@ -19,8 +19,8 @@ from rlm_sandbox.models import FORMAT_VERSION, BrokerState, Collected, SessionLi
 from rlm_sandbox.sanitize import one_line
 from rlm_sandbox.session import documents, root
 from rlm_sandbox.session.convert import budget_state, micro, usd
+from rlm_sandbox.session.places import kept_final
 from rlm_sandbox.session.start import StartRequest
-from rlm_sandbox.session.store import kept_final
 
 if TYPE_CHECKING:
     from collections.abc import Callable

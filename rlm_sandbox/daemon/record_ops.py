@@ -13,12 +13,11 @@ from rlm_sandbox.record import history
 from rlm_sandbox.record.export import Options, export
 from rlm_sandbox.record.recording import folder_of
 from rlm_sandbox.sanitize import visible
-from rlm_sandbox.session import documents
-from rlm_sandbox.session import resume as resume_plan
-from rlm_sandbox.session.fingerprint import Pace, digest_of, host_path
-from rlm_sandbox.session.journal import Journal
+from rlm_sandbox.session import documents, places
+from rlm_sandbox.session.fingerprint import host_path
+from rlm_sandbox.session.late import UNKNOWN, late_digest
 from rlm_sandbox.session.start import StartRequest
-from rlm_sandbox.session.store import Store, check_name
+from rlm_sandbox.session.store import META, Store, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,13 +27,14 @@ if TYPE_CHECKING:
     from rlm_sandbox.session.host import Host
 
 DAY_S = 86400.0
+PLACE = "RLM_SESSION_DIR"
 
 
-def latest(root: Path, session: str | None) -> str:
-    """Return ``session``, or the name of the session that was used last."""
+def latest(home: Path, session: str | None, named: str | None = None) -> str:
+    """Return ``session``, or the name of the session that was used last, wherever it lies."""
     if session is not None:
         return check_name(session)
-    found = next(history.entries(root), None)
+    found = next(history.entries(*places.roots(home, named)), None)
     if found is None:
         raise NoSuchSession("no session is on record", hint="start one: rlm-sandbox start --input PATH")
     return found.session
@@ -42,13 +42,15 @@ def latest(root: Path, session: str | None) -> str:
 
 async def resume(ctx: Context, args: dict[str, Any], _: bytes) -> dict[str, Any]:
     """Bring back a session that is not live, with its variables."""
-    name = await asyncio.to_thread(latest, ctx.host.home / "sessions", args.get("session"))
+    home, named = ctx.host.home, (args.get("environment") or {}).get(PLACE)
+    name = await asyncio.to_thread(latest, home, args.get("session"), named)
     if name in ctx.host.sessions:  # it has what it had: nothing to do is no failure
         here = await documents.started(ctx.host.sessions[name], reopened=False, told=[])
         return {**here.model_dump(mode="json"), "restored_cells": [], "continuing": None, "divergence": None}
-    meta = await asyncio.to_thread(Store(ctx.host.home / "sessions", name).load_meta)
+    folder = await asyncio.to_thread(places.folder_of, home, name, META, named)
+    meta = None if folder is None else await asyncio.to_thread(Store(folder.parent, name).load_meta)
     how = (meta or {}).get("request")
-    if not isinstance(how, dict):
+    if folder is None or not isinstance(how, dict):
         raise NoSuchSession(f"session {name} is not on record", hint="see rlm-sandbox history")
     request = StartRequest(
         input=str(how["input"]),
@@ -56,7 +58,7 @@ async def resume(ctx: Context, args: dict[str, Any], _: bytes) -> dict[str, Any]
         glob=how.get("glob"),
         exclude=how.get("exclude"),
         mode=str(how.get("mode", "auto")),
-        flags=how.get("flags") or {},
+        flags={**(how.get("flags") or {}), "session_dir": str(folder.parent)},
         environment=args.get("environment") or {},
         engine=args.get("engine"),
         question=how.get("question"),
@@ -85,8 +87,10 @@ def secrets_of(environment: Mapping[str, str]) -> list[bytes]:
 async def export_session(ctx: Context, args: dict[str, Any], _: bytes) -> dict[str, Any]:
     """Write the bundle of a session, live or not."""
     host: Host = ctx.host
-    name = await asyncio.to_thread(latest, host.home / "sessions", args.get("session") or _only(host))
-    secrets = secrets_of(args.get("environment") or {})
+    environment = args.get("environment") or {}
+    named = environment.get(PLACE)
+    name = await asyncio.to_thread(latest, host.home, args.get("session") or _only(host), named)
+    secrets = secrets_of(environment)
     live = host.sessions.get(name)
     source: Path | None = None
     if live is not None:
@@ -103,7 +107,7 @@ async def export_session(ctx: Context, args: dict[str, Any], _: bytes) -> dict[s
         sign_key=Path(args["sign_key"]) if args.get("sign_key") else None,
         secrets=secrets,
     )
-    folder = live.store.folder if live is not None else folder_of(host.home, name)
+    folder = live.store.folder if live is not None else await asyncio.to_thread(folder_of, host.home, name, named)
     return await asyncio.to_thread(export_folder, folder, Path(args["target"]), options)
 
 
@@ -122,29 +126,6 @@ def export_folder(folder: Path, target: Path, options: Options) -> dict[str, Any
     return _document(written, options)
 
 
-def late_digest(store: Store, source: Path) -> None:
-    """Write down the digest of a large file whose session ended before it was read to its end, if it is still what it was."""
-    past = resume_plan.load(store)
-    start = past.latest
-    if start is None or start.input.kind != "file" or (past.input is not None and past.input.digest is not None):
-        return
-    try:
-        info = source.stat()
-        if (info.st_size, info.st_mtime_ns) != (start.input.bytes, start.input.mtime_ns):
-            return
-        with source.open("rb") as file:
-            digest, size = digest_of(file.fileno(), Pace(gentle=False))
-        store.claim()
-    except (OSError, UsageError):
-        return
-    try:
-        journal = Journal(store.folder)
-        journal.append("input", digest=digest, bytes=size, manifest=None, index=None)
-        journal.close()
-    finally:
-        store.release()
-
-
 def _document(written: Exported, options: Options) -> dict[str, Any]:
     past = written.past
     return {
@@ -160,21 +141,23 @@ def _document(written: Exported, options: Options) -> dict[str, Any]:
         "calls": len(past.calls),
         "journal_head": past.head,
         "final_sha256": past.final.digest if past.final else None,
-        "warnings": [],
+        "warnings": [] if past.input is not None and past.input.digest is not None else [UNKNOWN],
     }
 
 
 async def forget(ctx: Context, args: dict[str, Any], _: bytes) -> dict[str, Any]:
     """Remove every trace of a session; what the day has spent stays counted."""
     name = check_name(str(args.get("session") or ""))
-    found = await erase(ctx.host, name)
+    found = await erase(ctx.host, name, args.get("root"))
     return {"format_version": 1, "session": name, "forgotten": found}
 
 
-async def erase(host: Host, name: str) -> bool:
+async def erase(host: Host, name: str, named: str | None = None) -> bool:
     """Stop a session, remove its folder, its cached answers and what the ledger says about it; False when there was nothing."""
     live = host.sessions.get(name)
-    roots = {host.home / "sessions"} | ({live.store.folder.parent} if live is not None else set())
+    roots = await asyncio.to_thread(places.roots, host.home, named)
+    if live is not None and live.store.folder.parent not in roots:
+        roots.append(live.store.folder.parent)
     await host.stop(name)
     removed = [await asyncio.to_thread(history.remove, root, name) for root in roots]
     return await host.broker.erase(name) or any(removed)
@@ -185,8 +168,8 @@ async def sweep(host: Host, older_than_days: float | None, max_size: int | None)
     await asyncio.to_thread(_clear_scratch, host.home / "tmp")
     if older_than_days is None and max_size is None:
         return []
-    root = host.home / "sessions"
-    found = await asyncio.to_thread(lambda: list(history.entries(root)))
+    await asyncio.to_thread(places.prune, host.home)
+    found = await asyncio.to_thread(lambda: list(history.entries(*places.roots(host.home))))
     old = None if older_than_days is None else older_than_days * DAY_S
     gone = []
     for entry in history.surplus(found, older_than_s=old, max_size=max_size, now=time.time()):

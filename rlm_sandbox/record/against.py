@@ -54,7 +54,7 @@ def run_against(
             client.call("exec", {"session": session, "timeout": cell.timeout_s}, code, spawn=False)
     finally:
         client.call("stop", {"session": session}, spawn=False)
-    folder = recordings.folder_of(settings.home(), session)
+    folder = recordings.folder_of(settings.home(), session, settings.session_root())
     with recordings.of_session(folder) as made:
         final = Store(folder.parent, session).read_final() if made.past.final else None
         return {**compare(run, made), "session": session, "against": model, "divergence": None}, final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from rlm_sandbox.errors import UsageError
 from rlm_sandbox.sanitize import one_line, visible
 from rlm_sandbox.session import journal
 from rlm_sandbox.session.pack import NAME as PACK
-from rlm_sandbox.session.store import Store
+from rlm_sandbox.session.store import Store, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,17 +56,17 @@ class Entry:
         }
 
 
-def entries(root: Path) -> Iterator[Entry]:
-    """Yield the sessions below ``root``, the latest first."""
-    found = [entry for folder in _folders(root) if (entry := _entry(folder)) is not None]
+def entries(*roots: Path) -> Iterator[Entry]:
+    """Yield the sessions below ``roots``, the latest first."""
+    found = [entry for root in roots for folder in _folders(root) if (entry := _entry(folder)) is not None]
     yield from sorted(found, key=lambda each: each.updated, reverse=True)
 
 
 def _folders(root: Path) -> list[Path]:
     try:
-        return [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
-    except FileNotFoundError:
-        return []
+        return [path for path in root.iterdir() if not path.is_symlink() and path.is_dir() and ours(path)]
+    except OSError:
+        return []  # gone, or not ours to look into
 
 
 def _entry(folder: Path) -> Entry | None:
@@ -78,7 +79,11 @@ def _entry(folder: Path) -> Entry | None:
     request = meta.get("request") if isinstance(meta.get("request"), dict) else {}
     question = (request or {}).get("question")
     record = folder / journal.NAME
-    files = [path.stat() for path in folder.iterdir() if path.is_file()]
+    try:
+        files = [path.lstat() for path in folder.iterdir()]
+        updated = record.stat().st_mtime if record.exists() else folder.stat().st_mtime
+    except OSError:
+        return None  # it is being forgotten
     return Entry(
         session=folder.name,
         input=visible(str(meta.get("input", ""))),
@@ -86,8 +91,8 @@ def _entry(folder: Path) -> Entry | None:
         provider=visible(str(meta.get("provider", ""))),
         model=visible(str(meta.get("model", ""))),
         created_at=meta.get("created_at") if isinstance(meta.get("created_at"), str) else None,
-        updated=record.stat().st_mtime if record.exists() else folder.stat().st_mtime,
-        size=sum(info.st_size for info in files),
+        updated=updated,
+        size=sum(info.st_size for info in files if stat.S_ISREG(info.st_mode)),
         folder=folder,
     )
 

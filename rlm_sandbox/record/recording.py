@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_sandbox.errors import NoSuchSession
 from rlm_sandbox.record import bundle
-from rlm_sandbox.session import journal
+from rlm_sandbox.session import journal, places
 from rlm_sandbox.session.pack import NAME as PACK
 from rlm_sandbox.session.pack import Pack
 from rlm_sandbox.session.past import Past
-from rlm_sandbox.session.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,10 +53,10 @@ class Recording:
         return [each for each in loaded if isinstance(each, dict)] if isinstance(loaded, list) else []
 
 
-def folder_of(home: Path, session: str) -> Path:
-    """Return a session's folder. Raises :class:`NoSuchSession` when it has no journal."""
-    folder = Store(home / "sessions", session).folder
-    if not (folder / journal.NAME).is_file():
+def folder_of(home: Path, session: str, named: str | None = None) -> Path:
+    """Return a session's folder, in ``named`` if it is there. Raises :class:`NoSuchSession` when none has a journal."""
+    folder = places.folder_of(home, session, journal.NAME, named)
+    if folder is None:
         raise NoSuchSession(f"no session {session} is on record", hint="see rlm-sandbox history")
     return folder
 
@@ -97,12 +96,12 @@ def of_bundle(path: Path, *, scratch: Path, unpacked_max: int) -> Iterator[Recor
 
 
 @contextmanager
-def opened(home: Path, what: str, *, unpacked_max: int) -> Iterator[Recording]:
-    """Open a session by name, or a bundle by path: what is a file is a bundle."""
+def opened(home: Path, what: str, *, unpacked_max: int, named: str | None = None) -> Iterator[Recording]:
+    """Open a session by name, or a bundle by path: what is a file is a bundle. ``named`` is a further place of sessions."""
     path = Path(what)
     if path.is_file() or "/" in what:
         with of_bundle(path, scratch=home / "tmp", unpacked_max=unpacked_max) as recording:
             yield recording
     else:
-        with of_session(folder_of(home, what)) as recording:
+        with of_session(folder_of(home, what, named)) as recording:
             yield recording

@@ -125,6 +125,11 @@ def manifest_line(path: str, size: int, digest: str) -> bytes:
     return json.dumps({"path": path, "bytes": size, "sha256": digest}, separators=(",", ":")).encode() + b"\n"
 
 
+def manifest_paths(manifest: bytes) -> list[str]:
+    """Return the paths of a manifest that this program made."""
+    return [str(json.loads(line)["path"]) for line in manifest.splitlines()]
+
+
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 

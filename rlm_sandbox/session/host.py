@@ -21,16 +21,17 @@ from rlm_sandbox.errors import (
     InternalError,
     NoSuchSession,
     PolicyError,
+    PrerequisiteError,
     RLMError,
     UsageError,
 )
 from rlm_sandbox.sanitize import visible
-from rlm_sandbox.session import documents
+from rlm_sandbox.session import documents, places
 from rlm_sandbox.session.convert import micro
 from rlm_sandbox.session.past import CRASHES
 from rlm_sandbox.session.provider_choice import choose
 from rlm_sandbox.session.start import Start, models_as_before
-from rlm_sandbox.session.store import Store, check_name, new_name
+from rlm_sandbox.session.store import META, Store, check_name, new_name
 from rlm_sandbox.settings import private_home
 from rlm_sandbox.settings.model import (
     HostPolicy,
@@ -107,7 +108,9 @@ class Host:
         """Start (or reopen) a session and return its document."""
         settings = load(request.flags, request.environment, self.home)
         session = check_name(request.session) if request.session else new_name()
-        former = Store(settings.session_dir or self.home / "sessions", session).load_meta()
+        if request.session and settings.session_dir is None:  # it goes on where it lies
+            settings = settings.model_copy(update={"session_dir": await asyncio.to_thread(self._place_of, session)})
+        former = Store(settings.session_dir or places.usual(self.home), session).load_meta()
         settings = models_as_before(settings, request.environment, former)
         check(settings, self.policy, bind=request.mode == "bind")
         provider, credentials = choose(settings, request.environment)
@@ -144,6 +147,10 @@ class Host:
                 return await documents.started(live, reopened=starting.reopened, told=told)
         finally:
             self._starting.discard(session)
+
+    def _place_of(self, session: str) -> Path | None:
+        folder = places.folder_of(self.home, session, META)
+        return None if folder is None or folder.parent == places.usual(self.home) else folder.parent
 
     async def _forget_when_over(self, live: LiveSession, request: StartRequest) -> None:
         await live.over.wait()
@@ -217,11 +224,12 @@ class Host:
 
     def drop_stages(self) -> list[str]:
         """Remove the input copies that killed processes left; return their sessions. Blocks."""
-        root = self.home / "sessions"
         dropped = []
-        for path in root.glob("*/stage"):
-            with contextlib.suppress(UsageError):  # live, in this process or another, or no session's folder
-                store = Store(root, path.parent.name)
+        for path in (path for root in places.roots(self.home) for path in root.glob("*/stage")):
+            with contextlib.suppress(
+                UsageError, PrerequisiteError
+            ):  # live, in this process or another, or no session's folder
+                store = Store(path.parent.parent, path.parent.name)
                 store.claim()
                 store.drop_stage()
                 store.release()

@@ -23,7 +23,7 @@ from rlm_sandbox.container.profile import RunProfile
 from rlm_sandbox.container.selfcheck import remarks, verify
 from rlm_sandbox.errors import InternalError, InterruptedByUser, UsageError
 from rlm_sandbox.sanitize import visible
-from rlm_sandbox.session import fingerprint
+from rlm_sandbox.session import fingerprint, places
 from rlm_sandbox.session.channel import Channel
 from rlm_sandbox.session.convert import micro
 from rlm_sandbox.session.guest_settings import LIFETIME_MS, go_payload, hello
@@ -96,9 +96,10 @@ class Start:
 
     async def run(self) -> tuple[LiveSession, list[str]]:
         """Return the session, which serves, and what is to be told about its earlier life."""
-        store = Store(self.settings.session_dir or self.home / "sessions", self.session)
+        store = Store(self.settings.session_dir or places.usual(self.home), self.session)
         store.claim()
         self.undo.callback(store.release)
+        await asyncio.to_thread(places.note, self.home, store.folder.parent)
         meta = store.load_meta()
         self.reopened = meta is not None
         self.settings = within(caps_as_before(self.settings, meta), self.policy)

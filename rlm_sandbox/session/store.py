@@ -18,12 +18,13 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from rlm_sandbox.errors import NoSuchSession, PrerequisiteError, UsageError
-from rlm_sandbox.sanitize import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+META = "meta.json"
 
 AGAIN_FINAL = ".final.again"
 """The answer of a cell that only repeats a recorded one."""
@@ -60,6 +61,11 @@ class Store:
         return self.folder / "stage"
 
     @property
+    def claimed_at(self) -> Path:
+        """The lock, which nobody writes to: its time is that of the first claim."""
+        return self.folder / "lock"
+
+    @property
     def final(self) -> Path:
         """The last complete final answer, as raw bytes."""
         return self.folder / "final.txt"
@@ -69,7 +75,7 @@ class Store:
         try:
             self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            others = [folder for folder in (self.folder, self.folder.parent) if not _ours(folder)]
+            others = [folder for folder in (self.folder, self.folder.parent) if not ours(folder)]
         except OSError as exc:
             raise PrerequisiteError(
                 f"the session's folder {self.folder} cannot be made: {exc.strerror}",
@@ -90,7 +96,7 @@ class Store:
             UsageError: another process has it.
         """
         self.create()
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = os.open(self.claimed_at, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,12 +127,12 @@ class Store:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(meta, file, indent=1)
-        partial.replace(self.folder / "meta.json")
+        partial.replace(self.folder / META)
 
     def load_meta(self) -> dict[str, Any] | None:
         """Return what :meth:`save_meta` wrote, or None."""
         try:
-            loaded = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+            loaded = json.loads((self.folder / META).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return loaded if isinstance(loaded, dict) else None
@@ -146,19 +152,10 @@ class Store:
         shutil.rmtree(self.stage, ignore_errors=True)
 
 
-def _ours(folder: Path) -> bool:
+def ours(folder: Path) -> bool:
     """Whether nobody but this user and root can put something else in the place of a folder's entries."""
     found = folder.stat()
     return found.st_uid in {os.getuid(), 0}
-
-
-def kept_final(home: Path, session: str, root: str | None) -> bytes:
-    """Return the answer that an ended session left in the state folder or in ``root``. Raises :class:`NoSuchSession`."""
-    try:
-        stores = [Store(folder, session) for folder in (home / "sessions", *([home / root] if root else []))]
-    except UsageError as exc:
-        raise NoSuchSession(f"no session {one_line(session, 80)!r}", hint="see rlm-sandbox list") from exc
-    return next((store for store in stores if store.final.exists()), stores[0]).read_final()
 
 
 class FinalWriter:
