@@ -15,6 +15,7 @@ from rlm_sandbox.cli import output
 from rlm_sandbox.cli.common import chosen, examples, format_option, session_option
 from rlm_sandbox.daemon import client
 from rlm_sandbox.errors import BundleError, DivergenceError, NoSuchSession, UsageError
+from rlm_sandbox.sanitize import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ def _opened(what: str, max_size: str | None) -> Iterator[Recording]:
     from rlm_sandbox.record import archive, recording  # noqa: PLC0415 - heavy
 
     limit = _size(max_size, "--max-size", archive.UNPACKED_MAX)
-    with recording.opened(settings.home(), what, unpacked_max=limit) as found:
+    with recording.opened(settings.home(), what, unpacked_max=limit, named=settings.session_root()) as found:
         yield found
 
 
@@ -55,7 +56,7 @@ def _latest(session: str | None) -> str:
         return session
     from rlm_sandbox.daemon.record_ops import latest  # noqa: PLC0415 - heavy
 
-    return latest(settings.home() / "sessions", None)
+    return latest(settings.home(), None, settings.session_root())
 
 
 max_size_option = click.option(
@@ -143,7 +144,7 @@ def _export_here(arguments: dict[str, Any]) -> dict[str, Any]:
         sign_key=None if key is None else Path(key),
         secrets=secrets_of(arguments["environment"]),
     )
-    folder = folder_of(settings.home(), _latest(arguments["session"]))
+    folder = folder_of(settings.home(), _latest(arguments["session"]), settings.session_root())
     return export_folder(folder, Path(arguments["target"]), options)
 
 
@@ -219,11 +220,10 @@ def replay_command(
 
 
 def _parted(found: dict[str, Any] | None) -> int:
-    """Print where a record was left, as a block for a person, and return the exit code."""
+    """Say in one line where a record was left, and return the exit code; the document on stdout has it in parts."""
     if found is None:
         return 0
-    block = found["text"].replace(": recorded ", "\n  recorded: ").replace(", now ", "\n  now:      ")
-    output.note(f"rlm-sandbox: divergence: {block}")
+    output.note(f"rlm-sandbox: divergence: {one_line(found['text'], 1000)}")
     return DivergenceError.exit_code
 
 
@@ -362,8 +362,10 @@ def history_command(find: str | None, limit: int, form: str | None) -> None:
     """List the runs on record, the latest first."""
     form = chosen(form)
     from rlm_sandbox.record import history  # noqa: PLC0415 - heavy
+    from rlm_sandbox.session import places  # noqa: PLC0415 - as above
 
-    found = [entry for entry in history.entries(settings.home() / "sessions") if history.matches(entry, find)]
+    roots = places.roots(settings.home(), settings.session_root())
+    found = [entry for entry in history.entries(*roots) if history.matches(entry, find)]
     shown = [entry.document() for entry in found[:limit]]
     output.document({"format_version": 1, "runs": shown, "total": len(found), "warnings": []}, form, "history")
 
@@ -377,7 +379,7 @@ def forget_command(name: str | None, session: str | None, form: str | None) -> N
     form = chosen(form)
     if (name is None) == (session is None):
         raise UsageError("name one session", hint="rlm-sandbox forget ID")
-    document = client.call("forget", {"session": name or session})
+    document = client.call("forget", {"session": name or session, "root": settings.session_root()})
     if not document["forgotten"]:
         raise NoSuchSession(f"no session {name or session} is on record", hint="see rlm-sandbox history")
     output.document(document, form, "forgotten")

@@ -282,7 +282,7 @@ def _runs(doc: dict[str, Any]) -> list[Any]:
         what = f" question={run['question']}" if run["question"] else ""
         lines.append(
             f"{run['session']} {run['updated_at']} {run['provider']} {run['model']} cells={run['cells']} calls={run['calls']} "
-            f"input={run['input']}{what}"
+            f"input={one_line(run['input'], LINE_MAX)}{what}"
         )
     return [Data("runs", "\n".join(lines)), f"[rlm] ok {len(doc['runs'])} of {doc['total']} run(s)"]
 

@@ -22,7 +22,7 @@ from rlm_sandbox import settings as environment
 from rlm_sandbox.broker.types import Answer, Budget, CallEvent
 from rlm_sandbox.container.image import NAMES
 from rlm_sandbox.container.profile import default_cpus
-from rlm_sandbox.errors import DivergenceError, UsageError
+from rlm_sandbox.errors import BundleError, DivergenceError, UsageError
 from rlm_sandbox.session.compare import difference
 from rlm_sandbox.session.fingerprint import Pace, take
 from rlm_sandbox.session.host import Host
@@ -54,6 +54,11 @@ _TAKEN = (
     "runtime",
     "memory",
     "cpus",
+    "pids",
+    "tmpfs",
+    "tmpfs_files",
+    "shm",
+    "open_files",
     "output_max",
     "context_str_max",
     "max_per_file_bytes",
@@ -240,13 +245,24 @@ class _Stage:
         assert self.host is not None and self._past.latest is not None  # noqa: S101, PT018 - as above
         policy, own = self.host.policy, self._own
         flags = {name: recorded.get(name) for name in _TAKEN}
-        for name, most in (
-            ("memory", policy.max_memory or MEMORY_MAX),
-            ("cpus", default_cpus()),
-            ("output_max", OUTPUT_MAX),
-        ):
-            value = flags[name]
-            flags[name] = min(value, most) if isinstance(value, int | float) else None
+        memory = recorded.get("memory")
+        memory = min(policy.max_memory or MEMORY_MAX, memory if type(memory) is int else MEMORY_MAX)
+        bounds: dict[str, tuple[float | None, ...]] = {
+            "memory": (memory,),
+            "cpus": (default_cpus(), policy.max_cpus),
+            "pids": (policy.max_pids,),
+            "tmpfs": (memory, policy.max_tmpfs),  # scratch space is memory, of which this host may grant less
+            "tmpfs_files": (policy.max_tmpfs_files,),
+            "shm": (memory, policy.max_shm),
+            "open_files": (policy.max_open_files,),
+            "output_max": (OUTPUT_MAX, policy.max_output),
+        }
+        for name, most in bounds.items():
+            value: Any = flags[name]
+            usable = isinstance(value, int | float) and not isinstance(value, bool)
+            flags[name] = min([value, *(each for each in most if each is not None)]) if usable else None
+            if usable and flags[name] != value:
+                self._note(f"{name} is {flags[name]} here, {value} in the record")
         if flags["image"] not in NAMES:
             self._note(f"the record's image {str(flags['image'])[:80]!r} is not ours to run; base is used")
             flags["image"] = "base"
@@ -254,6 +270,12 @@ class _Stage:
         if own.runtime or not (isinstance(runtime, str) and runtime.startswith(STRONGER)):
             flags["runtime"] = own.runtime
         flags.update(provider="scripted", sub_model=self._past.latest.model, idle_timeout=30 * 86400.0)
+        try:
+            load(flags, {}, self.host.home)
+        except UsageError as exc:
+            raise BundleError(
+                f"the record's settings make no sense: {exc.message}", hint="no session of this program had them"
+            ) from exc
         return flags
 
     def _compare_image(self, recorded: str) -> None:

@@ -86,7 +86,8 @@ def test_where_a_run_hangs_on_the_clock_the_replay_says_which_cell(fresh, elsewh
     parted = elsewhere("replay", str(tmp_path / "run.rlm"))
     assert parted.code == 10
     assert (parted.doc["divergence"]["cell"], parted.doc["divergence"]["field"]) == (2, "output")
-    assert "cell 2" in parted.err
+    (line,) = parted.err.splitlines()
+    assert line.startswith("rlm-sandbox: divergence: cell 2: output: recorded ")
 
 
 def test_where_a_run_asks_something_else_the_replay_says_which_call(fresh, elsewhere, log_file, tmp_path):
@@ -108,6 +109,25 @@ def test_a_frozen_clock_replays(fresh, elsewhere, log_file, tmp_path):
     assert re.match(r"\d+\.0 \d{4}-", done["stdout"])
     fresh.ok("export", "--session", "frozen", "-o", str(tmp_path / "run.rlm"))
     assert elsewhere.ok("replay", str(tmp_path / "run.rlm"))["identical"] is True
+
+
+def test_a_run_that_hangs_on_its_limits_replays_with_them(fresh, elsewhere, log_file, tmp_path):
+    limits = ["--pids", "77", "--tmpfs", "20m", "--tmpfs-files", "300", "--shm", "7m", "--open-files", "99"]
+    fresh.start(log_file, "--session", "limits", "--memory", "300m", *limits)
+    done = fresh.exec(
+        "import os, resource, threading\nheld = []\n"
+        "try:\n    while True:\n        held.append(threading.Thread(target=threading.Event().wait, daemon=True)); held[-1].start()\n"
+        "except RuntimeError: pass\n"
+        "FINAL([resource.getrlimit(resource.RLIMIT_NOFILE), os.statvfs('/tmp').f_blocks, os.statvfs('/tmp').f_files,"
+        " os.statvfs('/dev/shm').f_blocks, len(held)])"
+    )
+    assert done["status"] == "ok"
+    fresh.ok("export", "--session", "limits", "-o", str(tmp_path / "run.rlm"))
+    assert elsewhere.ok("replay", str(tmp_path / "run.rlm"))["identical"] is True
+    (elsewhere.path / "policy.toml").write_text('max_open_files = 90\nmax_tmpfs = "10m"\n')
+    lowered = elsewhere("replay", str(tmp_path / "run.rlm"))
+    assert lowered.code == 10
+    assert "open_files is 90 here, 99 in the record" in lowered.doc["warnings"]
 
 
 def test_errors_and_refusals_replay_as_they_were(fresh, elsewhere, log_file, tmp_path):
@@ -154,6 +174,25 @@ def test_resume_brings_a_stopped_session_back_and_buys_nothing(fresh, log_file):
     fresh.ok("stop")
     fresh.start(log_file, "--session", "back", "--fresh")
     assert fresh.exec("print('answers' in globals())")["stdout"] == "False\n"
+
+
+def test_a_session_that_lies_elsewhere_is_found_without_the_variable(fresh, log_file, tmp_path):
+    variables = {"RLM_SESSION_DIR": str(tmp_path / "elsewhere")}
+    fresh.ok("start", "--input", str(log_file), "--provider", "scripted", "--session", "far", env=variables)
+    fresh.exec("x = llm_query('once')\nFINAL(x)", "--session", "far")
+    fresh.ok("broker", "stop")
+    assert [run["session_dir"] for run in fresh.ok("history")["runs"]] == [str(tmp_path / "elsewhere" / "far")]
+    assert fresh("final", "--session", "far").code == 0
+    back = fresh.ok("resume")
+    assert (back["session"], back["session_dir"]) == ("far", str(tmp_path / "elsewhere" / "far"))
+    assert fresh.exec("print(len(x) > 0)", "--session", "far")["budget"]["calls"] == 1
+    fresh.ok("stop")
+    fresh.ok("export", "--session", "far", "-o", str(tmp_path / "far.rlm"))
+    again = fresh.ok("start", "--input", str(log_file), "--provider", "scripted", "--session", "far")
+    assert (again["reopened"], again["session_dir"]) == (True, str(tmp_path / "elsewhere" / "far"))
+    assert fresh.ok("forget", "far")["forgotten"] is True
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert fresh.ok("history")["runs"] == []
 
 
 def test_resume_says_where_it_parted_and_goes_on_without_that_cell(fresh, log_file):
