@@ -7,6 +7,8 @@ many) is clipped here to what the wire takes.
 from __future__ import annotations
 
 import json
+import types
+import weakref
 from typing import Any
 
 from rlm_sandbox.wire.messages import ID_MAX, VARIABLES_MAX
@@ -16,12 +18,16 @@ TYPE_MAX = 64
 BYTES_MAX = 44 * 1024
 """Of the whole list as JSON. A header has 64 KiB; 16 KiB are for warnings and the rest. 200 usual names take 12 KiB."""
 
-_type_name = type.__dict__["__name__"].__get__
-_INTERNAL = "rlm_sandbox."
 _quoted = json.JSONEncoder(ensure_ascii=False).encode
 """One for all, and for the two strings of an entry only: an encoder, or a walk through a dictionary, costs ten times what they do."""
 _AROUND = len('{"name": , "type": , "len": }, ')
 
+_type_name = type.__dict__["__name__"].__get__
+_vars = type.__dict__["__dict__"].__get__
+_mro = type.__dict__["__mro__"].__get__
+_COUNTED_BY_C = type(list.__len__)
+_LIBRARIES = {"pandas", "polars"}
+_STANDING_FOR_ANOTHER = (types.MappingProxyType, weakref.ProxyType, weakref.CallableProxyType)
 
 
 def listing(names: dict[Any, Any], given: dict[str, object]) -> tuple[list[dict[str, Any]], int]:
@@ -42,15 +48,15 @@ def listing(names: dict[Any, Any], given: dict[str, object]) -> tuple[list[dict[
     return entries[::-1], len(made)
 
 
+def room_of(entry: dict[str, Any]) -> int:
+    """Return the bytes that an entry takes in a list as JSON."""
+    return _AROUND + len(f"{_quoted(entry['name'])}{_quoted(entry['type'])}{entry['len']}".encode())
+
+
 def type_name(value: object) -> str:
     """Return the type's own name, whatever a metaclass says."""
     name: str = _type_name(type(value))
     return name
-
-
-def room_of(entry: dict[str, Any]) -> int:
-    """Return the bytes that an entry takes in a list as JSON."""
-    return _AROUND + len(f"{_quoted(entry['name'])}{_quoted(entry['type'])}{entry['len']}".encode())
 
 
 def clip(text: str, limit: int) -> str:
@@ -59,12 +65,20 @@ def clip(text: str, limit: int) -> str:
 
 
 def _length(value: object) -> int | None:
-    """``len()`` where it has one. The lazy context is left out: its length may mean reading the input."""
-    try:
-        kind = type(value)
-        if not hasattr(kind, "__len__") or str(getattr(kind, "__module__", "")).startswith(_INTERNAL):
-            return None
-        size = len(value)  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - a cell's own code runs here, as in the cell
+    """``len()`` of what C counts, and of the tables of libraries; None for the rest.
+
+    A ``__len__`` that a cell wrote would run here after the cell's end: a slow one would hold its result back, and one that
+    raises could turn it into an error. The lazy context is left out too, since its length may mean reading the input.
+    """
+    method = next((_vars(kind)["__len__"] for kind in _mro(type(value)) if "__len__" in _vars(kind)), None)
+    if isinstance(value, _STANDING_FOR_ANOTHER) or (type(method) is not _COUNTED_BY_C and not _of_library(method)):
         return None
-    return size if 0 <= size <= ID_MAX else None
+    try:
+        size: int = method(value)  # type: ignore[misc]
+    except Exception:  # noqa: BLE001 - a library's own code runs here, on what a cell made
+        return None
+    return size if type(size) is int and 0 <= size <= ID_MAX else None
+
+
+def _of_library(method: object) -> bool:
+    return type(method) is types.FunctionType and str(method.__module__).partition(".")[0] in _LIBRARIES
