@@ -7,14 +7,18 @@ makes indexing cheap. Positions are characters of the text.
 from __future__ import annotations
 
 import itertools
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from rlm_sandbox.guest import scan
 from rlm_sandbox.guest.errors import TooLarge
 
 if TYPE_CHECKING:
+    from typing import SupportsIndex
+
     from rlm_sandbox.guest.text import Text
 
 # Pieces between checkpoints: one costs 8 bytes per 1,024 lines, an index at most 1,023 lines of walking.
@@ -61,18 +65,23 @@ class Parts(Sequence["str | Text"]):
         return next(self._walk(0), None) is not None
 
     @overload
-    def __getitem__(self, key: int) -> str | Text: ...
+    def __getitem__(self, key: SupportsIndex) -> str | Text: ...
     @overload
     def __getitem__(self, key: slice) -> Sequence[str | Text]: ...
-    def __getitem__(self, key: int | slice) -> Any:
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
         if isinstance(key, slice):
-            return self._slice(key)
-        if key < 0:
-            key += len(self)
-        if key >= 0:
-            for piece in self._between(key, key + 1):
+            return self._slice(slice(*map(_bound, (key.start, key.stop, key.step))))
+        at = index(key)
+        if at < 0:
+            at += len(self)
+        if at >= 0:
+            for piece in self._between(at, at + 1):
                 return piece
         raise IndexError("list index out of range")
+
+    def __reversed__(self) -> Iterator[str | Text]:
+        for stop in range(len(self), 0, -EVERY):  # walking once per checkpoint, and not once per piece
+            yield from reversed(list(self._between(max(0, stop - EVERY), stop)))
 
     def _between(self, start: int, stop: int) -> Iterator[str | Text]:
         """Yield pieces ``[start, stop)``."""
@@ -87,6 +96,8 @@ class Parts(Sequence["str | Text"]):
             yield piece
 
     def _slice(self, key: slice) -> Sequence[str | Text]:
+        if key.step == 0:
+            raise ValueError("slice step cannot be zero")
         if (
             (key.step or 1) > 0
             and (key.start or 0) >= 0
@@ -115,6 +126,11 @@ class Parts(Sequence["str | Text"]):
         return f"<lazy sequence {[str(piece[:60]) for piece in head]!r}, ...>"
 
 
+def _bound(value: SupportsIndex | None) -> int | None:
+    """Return one part of a slice as a number that ``islice`` takes; beyond that there are no pieces."""
+    return None if value is None else max(-sys.maxsize, min(index(value), sys.maxsize))
+
+
 class PartsView(Sequence["str | Text"]):
     """A long slice of a lazy sequence."""
 
@@ -131,10 +147,10 @@ class PartsView(Sequence["str | Text"]):
         return (self._parts[i] for i in self._span)
 
     @overload
-    def __getitem__(self, key: int) -> str | Text: ...
+    def __getitem__(self, key: SupportsIndex) -> str | Text: ...
     @overload
     def __getitem__(self, key: slice) -> Sequence[str | Text]: ...
-    def __getitem__(self, key: int | slice) -> Any:
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
         if not isinstance(key, slice):
             return self._parts[self._span[key]]
         span = self._span[key]

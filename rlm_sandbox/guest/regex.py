@@ -114,7 +114,7 @@ class RegexMethods:
             found = compiled.match(window)
             if found is None:
                 return None
-            if found.end() < len(window) or len(window) < size:
+            if len(window) < size or not _at_the_edge(found, window):
                 return TextMatch(found, text, 0)
             size = _larger(size, text)
 
@@ -122,6 +122,7 @@ class RegexMethods:
 def finditer(pattern: re.Pattern[str], text: Text) -> Iterator[TextMatch]:
     """Yield the matches of a pattern in a text, window by window."""
     at, width, span = 0, WINDOW_MIN, SPAN
+    told = -1  # where the latest match was, if that was empty; after it none is looked for there but a longer one
     while True:
         low = max(0, at - BEHIND)
         window = _window(text, low, at + width + span)
@@ -131,10 +132,14 @@ def finditer(pattern: re.Pattern[str], text: Text) -> Iterator[TextMatch]:
         for match in pattern.finditer(window, at - low):
             if match.start() >= limit:
                 break
-            if match.end() == len(window) and not final:
+            if not final and _at_the_edge(match, window):
                 after = -1
                 at = low + match.start()  # nothing before it is left to find
                 break
+            empty = match.start() == match.end()
+            if empty and low + match.start() == told:
+                continue
+            told = low + match.start() if empty else -1
             yield TextMatch(match, text, low)
             after = max(limit, match.end())
         if final:
@@ -145,6 +150,11 @@ def finditer(pattern: re.Pattern[str], text: Text) -> Iterator[TextMatch]:
         else:
             at = low + after
             width, span = min(max(2 * width, WINDOW_MIN), WINDOW_MAX), SPAN
+
+
+def _at_the_edge(match: re.Match[str], window: str) -> bool:
+    r"""Tell whether more text could change the match: it reaches the window's end, or ``$`` took a newline there for the last."""
+    return match.end() >= len(window) - window.endswith("\n")
 
 
 def _window(text: Text, start: int, stop: int) -> str:

@@ -13,7 +13,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlm_sandbox.guest.errors import InputChanged
 
@@ -91,7 +91,7 @@ def identity(status: os.stat_result) -> Identity:
 class FileSource:
     """One regular file, remembered as it was when opened."""
 
-    def __init__(self, path: str, changes: Changes, *, name: str | None = None, seen: Identity | None = None) -> None:
+    def __init__(self, path: str, changes: Changes, name: str | None = None, seen: Identity | None = None) -> None:
         self.path = path
         self.name = name or os.path.basename(path)  # noqa: PTH119 - paths are plain strings in the guest
         self._changes = changes
@@ -148,6 +148,10 @@ class FileSource:
         else:
             what = "was written to"
         self._changes.note(f"the input changed while the session ran: {self.name} {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the path, for a process pool: a copy that held this descriptor would close it when it goes."""
+        return FileSource, (self.path, self._changes, self.name, self.identity)
 
     def after_fork(self) -> None:
         """``pread`` shares no position, so the descriptor can be used as it is."""
@@ -249,6 +253,13 @@ class ConcatSource:
         with self._lock:
             for source in self._open.values():
                 source.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the lock and what is open; the copy opens files for itself."""
+        return {**self.__dict__, "_lock": None, "_open": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def after_fork(self) -> None:
         """The lock may have been held by a thread that does not exist in the child."""

@@ -73,8 +73,8 @@ class Text(RegexMethods):
         return self._stop > self._start
 
     def __repr__(self) -> str:
-        head = self[:_SHOWN]
-        return f"<Text of {self.nbytes} bytes: {head!r}{'...' if self.nbytes > len(str(head).encode()) else ''}>"
+        head = self._piece(0, _SHOWN)
+        return f"<Text of {self.nbytes} bytes: {head!r}{'...' if self.nbytes > len(head.encode()) else ''}>"
 
     def __str__(self) -> str:
         if self.nbytes > self._doc.str_max and len(self) > self._doc.str_max:
@@ -88,7 +88,17 @@ class Text(RegexMethods):
         return format(str(self), spec)
 
     def __hash__(self) -> int:
-        return hash(str(self)) if self.nbytes <= self._doc.str_max else hash(self[:_HASHED])
+        if self.nbytes <= self._doc.str_max:
+            return hash(str(self))
+        return hash(self._piece(0, _HASHED))
+
+    def __copy__(self) -> Text:
+        """Return the text itself: it is read-only, as ``str`` is."""
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Text:
+        """Return the text itself, as copying a ``str`` does."""
+        return self
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, str):
@@ -97,10 +107,7 @@ class Text(RegexMethods):
             return NotImplemented
         if self is other or (self._doc, self._start, self._stop) == (other._doc, other._start, other._stop):
             return True
-        return len(self) == len(other) and all(
-            self[at : at + self._doc.block] == str(other[at : at + self._doc.block])
-            for at in range(0, len(self), self._doc.block)
-        )
+        return len(self) == len(other) and self._compare(other) == 0
 
     def _equals_str(self, other: str) -> bool:
         # A character takes one to four bytes, so most strings differ by size alone.
@@ -121,7 +128,7 @@ class Text(RegexMethods):
 
     def __reversed__(self) -> Iterator[str]:
         for at in range(len(self), 0, -self._doc.block):
-            yield from reversed(str(self[max(0, at - self._doc.block) : at]))
+            yield from reversed(self._piece(max(0, at - self._doc.block), at))
 
     def __getitem__(self, key: SupportsIndex | slice) -> Any:
         """Return a ``str``; a contiguous slice of more than ``str_max`` characters is a ``Text``."""
@@ -143,6 +150,10 @@ class Text(RegexMethods):
         """Return where the character behind the one at byte ``at`` starts."""
         data = self._doc.read(at, min(self._stop, at + utf8.REACH + 1))
         return at + utf8.byte_length(data, 1) if data else at
+
+    def _piece(self, start: int, stop: int) -> str:
+        """Return the characters ``[start, stop)``, of which there are few enough for a ``str``, or as many as there are."""
+        return self._doc.decode(self._byte(start), self._byte(stop))
 
     def _byte(self, char: int) -> int:
         """Return the byte position of a character of this text, its end if there are not that many."""
@@ -204,6 +215,7 @@ class Text(RegexMethods):
 
     def _bounds(self, start: SupportsIndex | None, end: SupportsIndex | None) -> tuple[int, int] | None:
         """Return the byte range of ``[start, end)``, or None if ``start`` lies beyond the end of the text."""
+        end = None if end is None else index(end)  # of a wrong type it is refused, wherever ``start`` lies
         if start is not None and index(start) > 0:
             low = self._byte(index(start))
             if low == self._stop and index(start) > len(self):
@@ -353,7 +365,8 @@ class Text(RegexMethods):
     def _compare(self, other: str | Text) -> int:
         at, step = 0, self._doc.block
         while True:
-            mine, theirs = str(self[at : at + step]), str(other[at : at + step])
+            mine = self._piece(at, at + step)
+            theirs = other[at : at + step] if isinstance(other, str) else other._piece(at, at + step)  # noqa: SLF001 - a Text too
             if mine != theirs:
                 return -1 if mine < theirs else 1
             if len(mine) < step:
