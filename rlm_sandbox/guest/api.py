@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rlm_sandbox.guest import variables
 from rlm_sandbox.guest.channel import Call, Shared
 from rlm_sandbox.guest.errors import BatchError, BudgetExceeded, PolicyError, ProviderError, RLMError
+from rlm_sandbox.guest.helpers import LAZY
+from rlm_sandbox.guest.text import Text
 from rlm_sandbox.wire.frames import PAYLOAD_MAX
 
 if TYPE_CHECKING:
@@ -171,9 +173,20 @@ def SHOW_VARS() -> str:  # noqa: N802 - the documented name
 def _final_text(answer: object) -> str:
     if isinstance(answer, str):
         return str.__str__(answer)
+    if isinstance(answer, Text):
+        return str(answer)
     with suppress(TypeError, ValueError, RecursionError):
-        return json.dumps(answer, ensure_ascii=False, allow_nan=False)
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False, default=_listed)
     return str(answer)
+
+
+def _listed(value: object) -> object:
+    """Return what a helper gave as JSON can have it: the lines of ``grep``, chunks and split texts as a list."""
+    if isinstance(value, Text):
+        return str(value)
+    if isinstance(value, LAZY):
+        return list(value)
+    raise TypeError
 
 
 def _common(

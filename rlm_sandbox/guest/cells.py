@@ -12,7 +12,9 @@ import sys
 import traceback
 from typing import Any
 
+from rlm_sandbox.guest import doors
 from rlm_sandbox.guest.api import Finished
+from rlm_sandbox.guest.text import Text
 
 ERROR_MAX = 64 * 1024
 """Bytes of a traceback in a result, half from the head, half from the tail. A model reads far less; ``Result`` takes 256 KiB."""
@@ -35,7 +37,8 @@ def run(cell: int, source: bytes, names: dict[str, Any]) -> tuple[str, str]:
     except KeyboardInterrupt as exc:
         return "interrupted", describe(exc)
     except BaseException as exc:  # noqa: BLE001 - see the module
-        return "error", describe(exc)
+        lazy = names.get("Text") is Text and doors.hint(exc)
+        return "error", describe(exc) + (f"hint: {lazy}\n" if lazy else "")
     return "ok", ""
 
 

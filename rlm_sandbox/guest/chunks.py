@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import deque
+from operator import index
 from typing import TYPE_CHECKING, Any, Self
 
 from rlm_sandbox.guest import scan
@@ -14,10 +15,13 @@ from rlm_sandbox.guest.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import SupportsIndex
 
 # Characters per token of English text and code, rounded down; other scripts are taken as a token per character.
 CHARS_PER_TOKEN = 4
-_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+# What ends a paragraph and still belongs to it: its newline and the blank lines behind it, not what the next is indented by.
+_BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")
+_VISIBLE = re.compile(r"\S")
 UNITS = ("chars", "tokens", "lines", "paragraphs", "files")
 
 Span = tuple[int, int]
@@ -60,9 +64,9 @@ class Chunks:
     def __init__(
         self, text: str | Text, size: int, overlap: int, by: str | re.Pattern[str], files: list[dict[str, Any]]
     ) -> None:
-        if not isinstance(size, int) or size <= 0:
+        if not hasattr(size, "__index__") or (size := index(size)) <= 0:
             raise ValueError(f"size is a positive number of {by}, not {size!r}")
-        if not isinstance(overlap, int) or not 0 <= overlap < size:
+        if not hasattr(overlap, "__index__") or not 0 <= (overlap := index(overlap)) < size:
             raise ValueError(f"overlap lies between 0 and size - 1, not {overlap!r}")
         if not isinstance(by, re.Pattern) and by not in UNITS:
             raise ValueError(
@@ -87,14 +91,23 @@ class Chunks:
             return 0 if not total else max(1, -(-(total - self._overlap) // step))
         return sum(1 for _ in self._spans())
 
-    def __getitem__(self, key: int | slice) -> Chunk | list[Chunk]:
+    def __getitem__(self, key: SupportsIndex | slice) -> Chunk | list[Chunk]:
+        if self._by == "chars":
+            chosen = range(len(self))[key]
+            return self._at(chosen) if isinstance(chosen, int) else [self._at(number) for number in chosen]
         if isinstance(key, slice):
             return list(itertools.islice(self, *key.indices(len(self)))) if (key.step or 1) > 0 else list(self)[key]
-        if key < 0:
-            key += len(self)
-        for chunk in itertools.islice(self, key, key + 1) if key >= 0 else ():
+        at = index(key)
+        if at < 0:
+            at += len(self)
+        for chunk in itertools.islice(self, at, at + 1) if at >= 0 else ():
             return chunk
         raise IndexError("chunk index out of range")
+
+    def _at(self, number: int) -> Chunk:
+        """Return a chunk of characters without cutting those before it."""
+        start = number * (self._size - self._overlap)
+        return Chunk(str(self._text[start : start + self._size]), start, number)
 
     def __repr__(self) -> str:
         return f"<chunks of {self._size} {self._by}, overlap {self._overlap}>"
@@ -162,11 +175,13 @@ class Chunks:
             yield begin, at - 1
 
     def _paragraphs(self) -> Iterator[Span]:
+        """Yield paragraphs with the blank lines behind them, the first with those before it: nothing of the text is left out."""
         at = 0
-        for match in matches(_PARAGRAPH, self._text):
-            if match.start() > at:
-                yield at, match.start()
-            at = match.end()
+        first = next((match.start() for match in matches(_VISIBLE, self._text)), -1)
+        for match in matches(_BLANK, self._text) if first >= 0 else ():
+            if match.end() > first:
+                yield at, match.end()
+                at = match.end()
         if self._text[at : at + 1]:
             yield at, len(self._text)
 

@@ -167,10 +167,11 @@ class Index:
 class Files(Mapping[str, "str | Text"]):
     """Texts by relative path, read when they are asked for: a ``str``, or a ``Text`` if the file is large."""
 
-    def __init__(self, index: Index, source: ConcatSource, str_max: int) -> None:
+    def __init__(self, index: Index, source: ConcatSource, str_max: int, piece_max: int) -> None:
         self._index = index
         self._source = source
         self._str_max = str_max
+        self._piece_max = piece_max
 
     def __getitem__(self, path: str) -> str | Text:
         i = self._index.number[path]
@@ -178,7 +179,7 @@ class Files(Mapping[str, "str | Text"]):
         if size <= self._str_max:
             return utf8.decode(self._source.read(start, start + size))
         source: Source = SliceSource(self._source, start, start + size)
-        return Text(Document(source, str_max=self._str_max))
+        return Text(Document(source, str_max=self._piece_max))
 
     def raw(self, path: str) -> Source:
         """Return the bytes of a file as they lie on disk."""

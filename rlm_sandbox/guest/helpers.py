@@ -13,7 +13,7 @@ import random
 import re
 from typing import TYPE_CHECKING, Any, Self
 
-from rlm_sandbox.guest import chunks, grep, scan, utf8
+from rlm_sandbox.guest import chunks, doors, grep, parts, scan, utf8
 from rlm_sandbox.guest.document import Document
 from rlm_sandbox.guest.encoding import as_utf8
 from rlm_sandbox.guest.errors import InputChanged
@@ -31,15 +31,21 @@ _input: list[tuple[Source, Changes]] = []
 # Characters that peek shows by default: some twenty lines.
 PEEK = 2000
 
+LAZY = (grep.Grep, chunks.Chunks, parts.Parts, parts.PartsView)
+"""The sequences that helpers and texts give. They are no lists, and mean what lists mean."""
 
-def build(config_input: dict[str, Any], *, str_max: int) -> dict[str, object]:
+
+def build(config_input: dict[str, Any], *, str_max: int, piece_max: int = 0) -> dict[str, object]:
     """Return the names for a session's input.
 
     ``config_input`` is ``{"kind": "file"|"directory", "path", "index", "name"}`` with paths inside the container;
-    ``str_max`` is the size in bytes up to which texts are plain strings.
+    ``str_max`` is the size in bytes up to which texts are plain strings, ``piece_max`` that of what a lazy text gives as one
+    ``str`` (never less than ``str_max``).
     """
     make = _directory if config_input["kind"] == "directory" else _file
-    helpers, source, changes = make(config_input, str_max)
+    helpers, source, changes = make(config_input, str_max, max(str_max, piece_max))
+    if isinstance(helpers.context, Text):
+        doors.open_re()
     _input[:] = [(source, changes)]
     return {
         "context": helpers.context,
@@ -59,25 +65,25 @@ def warnings() -> list[str]:
     return notes
 
 
-def _file(config: dict[str, Any], str_max: int) -> tuple[Helpers, Source, Changes]:
+def _file(config: dict[str, Any], str_max: int, piece_max: int) -> tuple[Helpers, Source, Changes]:
     name, changes = str(config["name"]), Changes()
     raw = FileSource(config["path"], changes, name=name)
     source = as_utf8(raw)
     whole = _whole(source, str_max)
     if whole is not None:
         entry = {"path": name, "start": 0, "end": len(whole), "chars": len(whole)}
-        return Helpers(whole, [entry], OneFile(name, whole, raw), str_max), source, changes
-    text = Text(Document(source, str_max=str_max))
-    return Helpers(text, [Entry(name, text)], OneFile(name, text, raw), str_max), source, changes
+        return Helpers(whole, [entry], OneFile(name, whole, raw), piece_max), source, changes
+    text = Text(Document(source, str_max=piece_max))
+    return Helpers(text, [Entry(name, text)], OneFile(name, text, raw), piece_max), source, changes
 
 
-def _directory(config: dict[str, Any], str_max: int) -> tuple[Helpers, Source, Changes]:
+def _directory(config: dict[str, Any], str_max: int, piece_max: int) -> tuple[Helpers, Source, Changes]:
     root, changes = str(config["path"]), Changes()
     index = Index.load(config["index"]) if config.get("index") else Index.walk(root)
-    doc, source = index.document(root, changes, str_max)
+    doc, source = index.document(root, changes, piece_max)
     whole = _whole(source, str_max)
     context = Text(doc) if whole is None else whole
-    return Helpers(context, index.spans(), Files(index, source, str_max), str_max), source, changes
+    return Helpers(context, index.spans(), Files(index, source, str_max, piece_max), piece_max), source, changes
 
 
 def _whole(source: Source, str_max: int) -> str | None:
@@ -94,12 +100,12 @@ class Helpers:
     """The helper functions of one session, bound to its input."""
 
     def __init__(
-        self, context: str | Text, context_files: list[dict[str, Any]], files: Files | OneFile, str_max: int
+        self, context: str | Text, context_files: list[dict[str, Any]], files: Files | OneFile, piece_max: int
     ) -> None:
         self.context = context
         self.context_files = context_files
         self.files = files
-        self._str_max = str_max
+        self._piece_max = piece_max
 
     def _text(self, text: object) -> str | Text:
         """Resolve what a helper was given: nothing is the context, a path of the input is that file."""
@@ -117,7 +123,7 @@ class Helpers:
         resolved = self._text(text)
         if isinstance(resolved, Text):
             return resolved
-        return Text(Document(BytesSource(resolved.encode("utf-8", "replace")), str_max=self._str_max))
+        return Text(Document(BytesSource(resolved.encode("utf-8", "replace")), str_max=self._piece_max))
 
     def grep(
         self,
@@ -179,7 +185,7 @@ class Helpers:
         also come first: ``chunks(text, size)``.
         """
         rest = list(args)
-        if rest and not isinstance(rest[0], int):
+        if rest and not hasattr(rest[0], "__index__"):
             text = rest.pop(0)
         given = dict(zip(("size", "overlap", "by", "text"), rest, strict=False))
         size, overlap = given.get("size", size), given.get("overlap", overlap)
@@ -247,7 +253,7 @@ class Helpers:
             raise TypeError("open_archive() needs a path: the input has more than one file")
         name = next(iter(self.files)) if path is None else os.fspath(path)
         most = archives.MEMBER_MAX if limit is None else limit
-        return archives.open_archive(self.files.raw(name), name, str_max=self._str_max, limit=most)
+        return archives.open_archive(self.files.raw(name), name, str_max=self._piece_max, limit=most)
 
     def document_text(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the text of a PDF (each page after a line ``======== PAGE: n ========``) or DOCX among the input, by default the input itself.

@@ -16,6 +16,10 @@ from rlm_sandbox.guest import api, errors, helpers, notes
 if TYPE_CHECKING:
     from rlm_sandbox.guest.config import Config
 
+# Characters that a slice, a chunk or a line of a lazy text may have and still be a ``str``, however little ``context`` itself
+# may be to be one. A sixteenth of the smallest container's memory is more.
+PIECE_MAX = 1024 * 1024
+
 API = ("llm_query", "llm_query_batch", "llm_query_batched", "budget", "FINAL", "FINAL_VAR", "SHOW_VARS")
 ERRORS = (
     "RLMError",
@@ -39,7 +43,7 @@ def build(config: Config) -> types.ModuleType:
     names.update({name: getattr(api, name) for name in API})
     names.update({name: getattr(errors, name) for name in ERRORS})
     if config.input:
-        names.update(helpers.build(config.input, str_max=config.str_max))
+        names.update(helpers.build(config.input, str_max=config.str_max, piece_max=PIECE_MAX))
     sys.modules["__main__"] = module
     return module
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlm_sandbox.guest import regex, utf8
+from rlm_sandbox.guest import cells, doors, regex, utf8
 from rlm_sandbox.guest.errors import TooLarge
 from rlm_sandbox.guest.text import Text
 
@@ -274,6 +274,71 @@ def test_methods_of_str_work_on_texts_that_fit(data, block):
     assert t.strip() == s.strip()
     assert t.encode() == s.encode()
     assert "-".join(itertools.islice(t, 3)) == "-".join(s[:3])
+
+
+class Number:
+    """What numpy's integers are: no int, and good as an index."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def __index__(self):
+        return self._value
+
+
+def test_pieces_take_every_index_that_a_list_takes():
+    s, t = both("\n".join(map(str, range(3000))).encode(), block=64)
+    listed, lazy = s.split("\n"), t.split("\n")
+    for key in (Number(1500), True, slice(Number(2), Number(9), Number(3)), slice(-5, None), slice(4, 2**70, 2**70)):
+        assert lazy[key] == listed[key]
+    assert list(reversed(lazy)) == listed[::-1]
+    for wrong, error in ((1.0, TypeError), ("1", TypeError), (slice(0, 5, 0), ValueError), (slice("a"), TypeError)):
+        with pytest.raises(error):
+            lazy[wrong]
+
+
+def test_a_text_has_a_hash_however_little_fits_into_one_str():
+    one, two = (Text.from_bytes(b"abc" * 2000, str_max=limit) for limit in (5, 6))
+    assert hash(one) == hash(two)
+    assert one == two
+    assert not one < two
+    assert repr(one).startswith("<Text of 6000 bytes: 'abc")
+
+
+def test_an_end_of_a_window_is_no_end_of_the_text(monkeypatch):
+    for name, value in (("SPAN", 4), ("WINDOW_MIN", 3), ("WINDOW_MAX", 3)):
+        monkeypatch.setattr(regex, name, value)
+    s, t = both(b"ab\nabcd\nab\naaaaaaaaaaaaaaaaab\n" * 3)
+    for pattern in (r"[a-d]+$", r"(?s)a.*d$", r"|a+", r"a*|b"):
+        assert [m.span() for m in t.finditer(pattern)] == [m.span() for m in re.finditer(pattern, s)], pattern
+
+
+def test_re_takes_a_text_and_other_doors_say_what_to_do(monkeypatch):
+    for name in ("search", "match", "findall", "finditer"):
+        monkeypatch.setattr(re, name, getattr(re, name))
+    doors.open_re()
+    doors.open_re()
+    s, t = both(b"one two\nthree\n" * 9)
+    for text in (s, t):
+        assert re.search(r"th\w+", text).span() == (8, 13)
+        assert re.match(re.compile("ONE", re.IGNORECASE), text).group() == "one"
+        assert re.findall(r"^T\w+", text, re.MULTILINE | re.IGNORECASE) == ["three"] * 9
+        assert re.findall(r"^t\w+", string=text, flags=re.MULTILINE) == ["three"] * 9
+        assert [m.start() for m in re.finditer("two", text)][:2] == [4, 18]
+    names = {"Text": Text, "context": t}
+    for source in (
+        "re.compile('a').search(context)",
+        "json.loads(context)",
+        "io.StringIO(context)",
+        "''.join([context])",
+    ):
+        status, error = cells.run(1, f"import io, json, re\n{source}".encode(), names)
+        assert status == "error"
+        assert "TypeError" in error
+        assert "context.search()" in error
+    for source in ("raise TypeError('Text')\nclass Text: pass", "raise ValueError('Text')", "1 + 'a'"):
+        assert ("hint" in cells.run(1, source.encode(), names)[1]) == source.startswith("raise T")
+    assert "hint" not in cells.run(1, b"class Text: pass\nraise TypeError('Text')", names)[1]
 
 
 def test_a_byte_order_mark_stays_as_a_character():
