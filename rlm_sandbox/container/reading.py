@@ -6,7 +6,7 @@ import codecs
 import os
 from dataclasses import dataclass
 
-from rlm_sandbox.guest.encoding import detect
+from rlm_sandbox.guest.encoding import MARK, detect
 
 CHUNK = 1024 * 1024
 BYTES_PER_CHAR = 4
@@ -34,16 +34,17 @@ class Facts:
 class Counter:
     """Counts characters and newlines of a text that comes in pieces; invalid bytes count as the guest reads them.
 
-    ``encoding`` is set when the first piece begins with a mark of UTF-16; ``utf8_bytes`` is then what the text takes in
+    ``encoding`` is set when the text begins with a mark of UTF-16 or UTF-32; ``utf8_bytes`` is then what the text takes in
     UTF-8, which is how the guest shows it.
     """
 
     def __init__(self, prefix_len: int) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._prefix_len = prefix_len
         self._prefix: list[str] = []
         self._room = prefix_len
         self._seen = 0
+        self._head: bytes | None = b""
         self.chars = 0
         self.newlines = 0
         self.binary = False
@@ -52,9 +53,15 @@ class Counter:
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
         """Add a piece; ``final`` closes the text."""
-        if self._seen == 0 and (encoding := detect(data)):
-            self.encoding = encoding
-            self._decoder = codecs.getincrementaldecoder("utf-16")("replace")
+        if self._head is not None:
+            data = self._head + data
+            if len(data) < MARK and not final:
+                self._head = data
+                return
+            self._head = None
+            self.encoding = detect(data)
+            if self.encoding:  # without the end of its name, which would have the mark in the text
+                self._decoder = codecs.getincrementaldecoder(self.encoding[: len("utf-16")])("replace")
         if self._seen < _PROBE:
             self.binary = self.binary or (not self.encoding and b"\0" in data[: _PROBE - self._seen])
             self._seen += len(data)

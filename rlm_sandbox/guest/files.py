@@ -96,7 +96,7 @@ class Index:
     def load(cls, path: str) -> Index:
         """Read ``index.jsonl``: one ``{"path", "bytes", "chars"}`` per line.
 
-        A file in UTF-16 has ``"encoding": "utf-16-le"`` or ``"utf-16-be"`` as well, and ``"utf8_bytes"``.
+        A file in UTF-16 or UTF-32 has ``"encoding"`` (``"utf-16-le"``, ...) as well, and ``"utf8_bytes"``.
         """
         encodings: dict[int, str] = {}
         paths: list[str] = []

@@ -439,10 +439,12 @@ def test_a_hundred_thousand_files_are_one_context(tmp_path):
 
 
 @pytest.mark.parametrize("str_max", [1_000_000, 20])
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_utf_16_files_read_as_their_text_alone_and_among_others(tmp_path, str_max, encoding):
     text = "first \u00e9\r\nERROR \U0001f600\n" * 20
-    data = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}[encoding] + text.encode(encoding)
+    data = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff", "utf-32-le": b"\xff\xfe\0\0"}[encoding] + text.encode(
+        encoding
+    )
     (tmp_path / "alone").write_bytes(data)
     names = build_file(tmp_path / "alone", str_max)
     assert names["context"] == text

@@ -17,6 +17,9 @@ BYTES = [
     b"\n",
     b"\0",
     b"\xff\xfe",
+    b"\xff\xfe\0\0",
+    b"\0\0\xfe\xff",
+    b"\x00\xf6\x01\x00",
     b"\xfe\xff",
     b"\xd8\x3d",
     b"\x00\xde",
@@ -26,7 +29,7 @@ BYTES = [
 ]
 
 
-@given(st.lists(st.sampled_from(BYTES), max_size=40).map(b"".join), st.integers(2, 9))
+@given(st.lists(st.sampled_from(BYTES), max_size=40).map(b"".join), st.integers(1, 9))
 @settings(deadline=None, max_examples=400)
 def test_the_host_counts_the_characters_and_lines_that_the_guest_will_read(data, piece):
     counter = Counter(10)

@@ -1,4 +1,4 @@
-"""UTF-16 files read as the text they hold, wherever a block ends."""
+"""Files in UTF-16 and UTF-32 read as the text they hold, wherever a block ends."""
 
 import pytest
 from hypothesis import given, settings
@@ -33,10 +33,29 @@ def test_a_utf_16_file_is_the_text_python_decodes_from_it(data, name, block):
     assert text.find("a", 5) == expected.find("a", 5)
 
 
+words = st.lists(
+    st.sampled_from([b"a\0\0\0", b"\0\0\0a", b"\n\0\0\0", b"\0\xf6\1\0", b"\0\1\xf6\0", b"\0\xd8\0\0", b"\0\0\xd8\0", b"x"]),
+    max_size=30,
+).map(b"".join)  # fmt: skip
+
+
+@given(words, st.sampled_from(["utf-32-le", "utf-32-be"]), st.integers(2, 20))
+@settings(deadline=None, max_examples=300)
+def test_a_utf_32_file_is_the_text_python_decodes_from_it(data, name, block):
+    data = (b"\xff\xfe\0\0" if name == "utf-32-le" else b"\0\0\xfe\xff") + data
+    assert detect(data) == name
+    expected = data.decode("utf-32", "replace")
+    text = Text(Document(Transcoded(BytesSource(data), name, block=block), block=5))
+    assert str(text) == expected
+    assert len(text) == len(expected)
+    assert text[2:-2] == expected[2:-2]
+
+
 def test_only_a_mark_makes_a_file_utf_16():
     assert detect(b"\xff\xfea\0") == "utf-16-le"
     assert detect(b"\xfe\xff\0a") == "utf-16-be"
-    for head in (b"", b"\xff", b"\xef\xbb\xbfx", b"a\0b\0", b"\xfe\xfe"):
+    assert detect(b"\xff\xfe\0\0a\0\0\0") == "utf-32-le"
+    for head in (b"", b"\xff", b"\0\0\xfe", b"\xef\xbb\xbfx", b"a\0b\0", b"\xfe\xfe"):
         assert detect(head) is None
         source = BytesSource(head)
         assert as_utf8(source) is source
