@@ -121,9 +121,28 @@ class Parts(Sequence["str | Text"]):
 
     __hash__ = None  # type: ignore[assignment] # as a list
 
+    def __add__(self, other: object) -> list[Any]:
+        return [*_listed(self), *other] if isinstance(other, list | Parts | PartsView) else NotImplemented
+
+    def __radd__(self, other: object) -> list[Any]:
+        return [*other, *_listed(self)] if isinstance(other, list) else NotImplemented
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what to do instead to whoever would change it."""
+        if name.startswith("_") or not hasattr(list, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(f"a lazy sequence has no {name}(): list(...) of it, or of a slice of it, is a list")
+
     def __repr__(self) -> str:
         head = list(itertools.islice(self, 3))
         return f"<lazy sequence {[str(piece[:60]) for piece in head]!r}, ...>"
+
+
+def _listed(parts: Parts | PartsView) -> list[str | Text]:
+    """Return all pieces, if they are few enough to be a list of someone's who did not say ``list``."""
+    if len(parts) > LIST_MAX:
+        raise TooLarge(f"a list of {len(parts)} pieces is not made by +", "go through it, or slice it first")
+    return list(parts)
 
 
 def _bound(value: SupportsIndex | None) -> int | None:

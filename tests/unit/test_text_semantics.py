@@ -292,6 +292,11 @@ def test_pieces_take_every_index_that_a_list_takes():
     for key in (Number(1500), True, slice(Number(2), Number(9), Number(3)), slice(-5, None), slice(4, 2**70, 2**70)):
         assert lazy[key] == listed[key]
     assert list(reversed(lazy)) == listed[::-1]
+    assert lazy.__add__(["x"]) == [*listed, "x"]
+    assert lazy.__radd__(["x"]) == ["x", *listed]
+    assert lazy + lazy[:2] == listed + listed[:2]
+    with pytest.raises(AttributeError, match=r"list\(\.\.\.\)"):
+        lazy.sort()
     for wrong, error in ((1.0, TypeError), ("1", TypeError), (slice(0, 5, 0), ValueError), (slice("a"), TypeError)):
         with pytest.raises(error):
             lazy[wrong]
@@ -314,7 +319,7 @@ def test_an_end_of_a_window_is_no_end_of_the_text(monkeypatch):
 
 
 def test_re_takes_a_text_and_other_doors_say_what_to_do(monkeypatch):
-    for name in ("search", "match", "findall", "finditer"):
+    for name in ("search", "match", "findall", "finditer", "fullmatch", "split", "sub", "subn"):
         monkeypatch.setattr(re, name, getattr(re, name))
     doors.open_re()
     doors.open_re()
@@ -325,6 +330,12 @@ def test_re_takes_a_text_and_other_doors_say_what_to_do(monkeypatch):
         assert re.findall(r"^T\w+", text, re.MULTILINE | re.IGNORECASE) == ["three"] * 9
         assert re.findall(r"^t\w+", string=text, flags=re.MULTILINE) == ["three"] * 9
         assert [m.start() for m in re.finditer("two", text)][:2] == [4, 18]
+        assert re.sub("o", "0", text, count=2)[:9] == "0ne tw0\nt"
+        assert re.subn("o", "0", string=text)[1] == 18
+        assert len(re.split(r"\n", text)) == 19
+        assert re.fullmatch(r"[\w\s]+", text).end() == len(s)
+    with pytest.raises(TooLarge, match="lines\\(\\)"):
+        re.sub("o", "0", Text.from_bytes(b"one two\n" * 9, str_max=20))
     names = {"Text": Text, "context": t}
     for source in (
         "re.compile('a').search(context)",
