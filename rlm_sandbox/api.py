@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from rlm_sandbox import models, settings
 from rlm_sandbox.daemon.request import start_arguments
-from rlm_sandbox.errors import NoSuchSession, RLMError
+from rlm_sandbox.errors import NoSuchSession, RLMError, UsageError
 
 if TYPE_CHECKING:
     import os
@@ -133,7 +133,10 @@ class AsyncSession:
         stdout_max: int | None = None,
     ) -> models.Executed:
         """Run a cell. ``timeout`` bounds the cell, ``wait`` this call (then the status is ``running``); seconds."""
-        body = code.encode("utf-8")
+        try:
+            body = code.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise UsageError(f"the code is no text: {exc.reason}", hint="write the character as an escape") from exc
         return models.Executed.model_validate(
             await self._ask("exec", body, timeout=timeout, wait=wait, stdout_max=stdout_max)
         )

@@ -11,11 +11,12 @@ from rlm_sandbox import settings
 from rlm_sandbox.cli import output
 from rlm_sandbox.daemon import client
 from rlm_sandbox.errors import UsageError
+from rlm_sandbox.wire.frames import PAYLOAD_MAX
 
 TYPE_CHECKING = False  # as typing has it, see the package
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, BinaryIO
 
 UNWIND_S = 15.0
 """What a cell over its time may take to end: the interrupt's grace of 3 s, a fresh interpreter, and room for a busy host."""
@@ -60,9 +61,20 @@ def _code(code: str | None, file: str | None) -> bytes:
     if file is not None and file != "-":
         try:
             with open(file, "rb") as stream:  # noqa: PTH123 - pathlib is not needed otherwise
-                return stream.read()
+                return _all_of(stream)
         except OSError as exc:
             raise UsageError(f"{file}: {exc.strerror}", hint="name a readable file of Python code") from exc
     if sys.stdin.isatty():
         raise UsageError("no code given", hint="use -c CODE, -f FILE or standard input")
-    return sys.stdin.buffer.read()
+    return _all_of(sys.stdin.buffer)
+
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def _all_of(stream: BinaryIO) -> bytes:
+    """Read code to its end, which a device may not have, without the mark that some editors begin a file with, as Python reads it."""
+    code = stream.read(PAYLOAD_MAX + 1)
+    if len(code) > PAYLOAD_MAX:
+        raise UsageError(f"the code is more than {PAYLOAD_MAX} bytes", hint="put data into the input, not into code")
+    return code.removeprefix(_BYTE_ORDER_MARK)

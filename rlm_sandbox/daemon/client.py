@@ -15,7 +15,8 @@ import time
 from rlm_sandbox import settings
 from rlm_sandbox.daemon.paths import address, run_folder, socket_name
 from rlm_sandbox.daemon.protocol import EventReader, request
-from rlm_sandbox.errors import NoSuchSession, PrerequisiteError, ProtocolError, from_kind
+from rlm_sandbox.errors import NoSuchSession, PrerequisiteError, ProtocolError, UsageError, from_kind
+from rlm_sandbox.wire.frames import PAYLOAD_MAX, FrameError
 
 TYPE_CHECKING = False  # as typing has it, see the package
 if TYPE_CHECKING:
@@ -133,17 +134,34 @@ def call(
 ) -> dict[str, Any]:
     """Ask the daemon and return its document. Raises the :class:`RLMError` that it answered with."""
     home = settings.home_folder()
+    asked = _request(op, arguments, body)
     client = ensure(settings.home()) if spawn else connect(home)
     if client is None:
         raise _nobody(arguments.get("session"))
     with client:
         try:
-            client.sendall(request(op, arguments, body))
+            client.sendall(asked)
             return _receive(client, progress, data)
+        except (FrameError, KeyError, json.JSONDecodeError) as exc:
+            raise ProtocolError(
+                f"what answers on the control socket of {home} is no broker daemon of this version",
+                hint="rlm-sandbox broker stop, then again; or remove run/broker.sock there",
+            ) from exc
         except (ConnectionError, BrokenPipeError) as exc:
             raise ProtocolError(
                 "the broker daemon went away during the command", hint=f"see {home}/run/broker.log; rlm-sandbox list"
             ) from exc
+
+
+def _request(op: str, arguments: dict[str, Any], body: bytes | None) -> bytes:
+    try:
+        return request(op, arguments, body)
+    except FrameError as exc:
+        raise UsageError(
+            f"the request is larger than {PAYLOAD_MAX} bytes", hint="put data into the input, not into code or options"
+        ) from exc
+    except TypeError as exc:
+        raise UsageError(f"an option cannot be sent: {exc}", hint="use text, numbers and paths") from exc
 
 
 def _nobody(session: str | None) -> NoSuchSession:

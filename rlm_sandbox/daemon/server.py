@@ -186,12 +186,17 @@ def _same_user(writer: asyncio.StreamWriter) -> bool:
 
 
 def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)  # we hold the lock, so nobody listens there
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
+        path.unlink(missing_ok=True)  # we hold the lock, so nobody listens there
         with address(path) as name:
             listener.bind(name)
+    except OSError as exc:
+        raise PrerequisiteError(
+            f"the control socket {path} cannot be made: {exc.strerror}",
+            hint="remove what is in its place, or set RLM_SANDBOX_HOME to another folder",
+        ) from exc
     finally:
         os.umask(mask)
     listener.listen(128)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rlm_sandbox.daemon.client import connect
+from rlm_sandbox.daemon.client import call, connect
 from rlm_sandbox.daemon.paths import socket_path
 from rlm_sandbox.daemon.protocol import EventReader, request
+from rlm_sandbox.errors import UsageError
 from rlm_sandbox.wire.frames import encode
 from tests.support.cli import Home, eventually
 
@@ -185,3 +186,43 @@ def test_another_users_process_gets_no_answer_even_with_the_socket_at_hand(daemo
     )
     assert done.stdout == b""
     assert well(daemon)
+
+
+def test_what_answers_and_is_no_daemon_is_a_broken_protocol_and_no_defect(tmp_path):
+    home = Home(tmp_path)
+    socket_path(tmp_path).parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as impostor:
+        impostor.bind(str(socket_path(tmp_path)))
+        impostor.listen()
+
+        def answer():
+            for reply in (b"garbage" * 100, encode({"event": "result"}, b"{"), encode({"event": "error"}, b"{}")):
+                client, _ = impostor.accept()
+                with client:
+                    client.recv(65536)
+                    client.sendall(reply)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        for _ in range(3):
+            failed = home("list")
+            assert (failed.code, failed.error["kind"]) == (8, "protocol")
+        answering.join()
+
+
+def test_something_else_in_the_sockets_place_is_named(tmp_path):
+    socket_path(tmp_path).mkdir(parents=True)
+    failed = Home(tmp_path)("gc")
+    assert (failed.code, failed.error["kind"]) == (3, "prerequisite")
+    assert str(socket_path(tmp_path)) in failed.error["message"]
+
+
+def test_code_without_an_end_is_refused_and_not_read_for_ever(daemon):
+    for args, code in ((("-f", "/dev/zero"), b""), ((), b"#" * (17 << 20))):
+        failed = daemon("exec", *args, stdin=code)
+        assert (failed.code, failed.error["kind"]) == (2, "usage")
+        assert "more than 16777216 bytes" in failed.error["message"]
+    with pytest.raises(UsageError, match="larger than 16777216 bytes"):
+        call("exec", {}, b"#" * (17 << 20), spawn=False)
+    with pytest.raises(UsageError, match="cannot be sent"):
+        call("exec", {"session": object()}, b"", spawn=False)

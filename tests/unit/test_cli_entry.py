@@ -98,3 +98,8 @@ def test_the_documented_forms_are_read_the_short_way(argv):
 )
 def test_what_is_not_plain_is_left_to_the_whole_command_line(argv):
     assert plain_exec(argv) is None
+
+
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_code(tmp_path):
+    (tmp_path / "cell.py").write_bytes(b"\xef\xbb\xbfprint(1)\n")
+    assert cells._code(None, str(tmp_path / "cell.py")) == b"print(1)\n"
