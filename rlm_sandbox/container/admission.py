@@ -160,20 +160,42 @@ def admit(
             if mode == "bind":
                 return directory.bind(fd, info, resolved, stage_dir, options)
             return directory.stage(fd, resolved, stage_dir, options)
-        _check_file(info, resolved, mode, selected=bool(glob or exclude))
-        if mode == "snapshot" or not (_world_readable(info) and _mountable(resolved)):
-            from rlm_sandbox.container import staging  # noqa: PLC0415
-
-            return staging.snapshot(fd, info, resolved, stage_dir, prefix_len, progress)
-        return _mounted(fd, info, resolved, prefix_len)
+        _check_file(info, resolved, mode, excluding=exclude)
+        if glob:
+            return _all_the_same(_file(fd, info, resolved, mode, stage_dir, prefix_len, progress), glob)
+        return _file(fd, info, resolved, mode, stage_dir, prefix_len, progress)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _check_file(info: os.stat_result, path: Path, mode: str, *, selected: bool) -> None:
-    if selected:
-        raise UsageError("--glob and --exclude select files of a directory", hint=f"{shown(path)} is a file")
+def _file(
+    fd: int,
+    info: os.stat_result,
+    path: Path,
+    mode: str,
+    stage_dir: Path,
+    prefix_len: int,
+    progress: Progress | None,
+) -> Admitted:
+    if mode == "snapshot" or not (_world_readable(info) and _mountable(path)):
+        from rlm_sandbox.container import staging  # noqa: PLC0415 - most inputs are mounted
+
+        return staging.snapshot(fd, info, path, stage_dir, prefix_len, progress)
+    return _mounted(fd, info, path, prefix_len)
+
+
+def _all_the_same(admitted: Admitted, glob: str) -> Admitted:
+    """Take a file although a glob was named: rlm-skill does, and its scripts name one for whatever comes."""
+    admitted.warnings.append(
+        f"--glob {shown(glob[:80])} selects files of a directory; the input is a file and taken as it is"
+    )
+    return admitted
+
+
+def _check_file(info: os.stat_result, path: Path, mode: str, *, excluding: str | None) -> None:
+    if excluding:
+        raise UsageError("--exclude leaves files of a directory out", hint=f"{shown(path)} is a file")
     if info.st_size == 0:
         raise InputError(f"{shown(path)} is empty", hint="pass a file with content")
     if mode == "bind" and not _world_readable(info):

@@ -12,7 +12,7 @@ _RENAMED = {"model": "sub_model", "budget": "budget_limit"}
 
 
 def start_arguments(
-    path: str | os.PathLike[str],
+    path: str | bytes | os.PathLike[str],
     *,
     session: str | None = None,
     glob: str | None = None,
@@ -25,7 +25,7 @@ def start_arguments(
     **flags: Any,
 ) -> dict[str, Any]:
     """Return the arguments of the ``start`` operation. ``flags`` are the options of ``rlm-sandbox start``, dashes as underscores."""
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     if not name or "\0" in name:
         raise UsageError("the input is empty", hint="name a file or a directory")
     if snapshot and bind:
@@ -40,8 +40,8 @@ def start_arguments(
         "input": os.path.abspath(name),  # noqa: PTH100 - must not resolve links, and keeps undecodable bytes
         "mode": "bind" if bind else "snapshot" if snapshot else "auto",
         "session": session,
-        "glob": glob,
-        "exclude": exclude,
+        "glob": glob or None,  # rlm-skill takes an empty one for none: --glob "$PATTERNS"
+        "exclude": exclude or None,
         "fresh": fresh,
         "question": question,
         "new": new,

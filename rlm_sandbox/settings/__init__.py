@@ -126,10 +126,15 @@ def engine_variables() -> dict[str, str]:
 
 
 def stdout_max() -> int | None:
-    """Return ``RLM_STDOUT_MAX`` of this command's environment: rlm-skill reads it at every ``exec``."""
+    """Return ``RLM_STDOUT_MAX`` of this command's environment: rlm-skill reads it at every ``exec``. More than there can be is all."""
     value = os.environ.get("RLM_STDOUT_MAX", "")
-    return int(value) if value.isascii() and value.isdigit() else None
+    if not (value.isascii() and value.isdigit()):
+        return None
+    return min(int(value[:20]), _STDOUT_MAX)
 
+
+_STDOUT_MAX = 2**53
+"""What a document can say; the daemon shows less of it anyway."""
 
 _WAIT_MAX = 30 * 86400.0
 

@@ -140,11 +140,16 @@ def test_an_empty_file_is_refused(take, tmp_path):
 
 def test_options_of_directories_are_refused_for_a_file(take, tmp_path):
     path = write(tmp_path / "a.log")
-    for options in ({"glob": "*.py"}, {"exclude": "x"}):
-        with pytest.raises(UsageError, match="directory"):
-            take(path, **options)
+    with pytest.raises(UsageError, match="directory"):
+        take(path, exclude="x")
     with pytest.raises(UsageError, match="no such mode"):
         take(path, mode="teleport")
+
+
+def test_a_glob_named_for_whatever_comes_does_not_keep_a_file_out(take, tmp_path):
+    taken = take(write(tmp_path / "a.log"), glob="*.py")
+    assert taken.kind == "file"
+    assert any("--glob *.py selects files of a directory" in warning for warning in taken.warnings)
 
 
 def test_a_file_that_cannot_be_mounted_is_not_copied_behind_the_users_back(take, tmp_path):

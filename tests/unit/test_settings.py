@@ -155,3 +155,11 @@ def test_a_state_folder_is_made_private_and_a_shared_one_refused(tmp_path):
 def test_the_default_wait_comes_from_a_variable_that_makes_sense(monkeypatch, value, seconds):
     monkeypatch.setenv("RLM_WAIT", value)
     assert settings.default_wait() == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("", None), ("10", 10), ("0", 0), ("-1", None), ("many", None), ("9" * 5000, 2**53)]
+)
+def test_more_output_than_there_can_be_is_all_of_it(monkeypatch, value, shown):
+    monkeypatch.setenv("RLM_STDOUT_MAX", value)
+    assert settings.stdout_max() == shown
