@@ -565,6 +565,8 @@ class LiveSession:
             run.writer.abandon()
         run.spool.close()
         run.done.set()
+        if run.again:  # nobody's turn
+            return
         self._last = run
         self._turn.release()
 

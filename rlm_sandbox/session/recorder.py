@@ -48,13 +48,15 @@ class Payer(Protocol):
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a replay left its record. ``call`` is the ordinal, None when it is about the cell as a whole."""
+    """Where a replay left its record. ``call`` is the ordinal, None when it is about the cell as a whole; ``cell`` 0 before any."""
 
     cell: int
     call: int | None
     what: str
 
     def __str__(self) -> str:
+        if not self.cell:  # about the run as a whole
+            return self.what
         return f"cell {self.cell}" + ("" if self.call is None else f", call {self.call}") + f": {self.what}"
 
 

@@ -16,7 +16,7 @@ JOURNAL_VERSION = 2
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**63)]
-Cell = Annotated[int, Field(ge=1, le=2**53)]
+Cell = Annotated[int, Field(ge=1, le=2**53 - 1)]
 Name = Annotated[str, Field(max_length=512)]
 Line = Annotated[str, Field(max_length=8192)]
 Json = dict[Name, JsonValue]
