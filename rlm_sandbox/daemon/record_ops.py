@@ -44,6 +44,7 @@ async def resume(ctx: Context, args: dict[str, Any], _: bytes) -> dict[str, Any]
     """Bring back a session that is not live, with its variables."""
     home, named = ctx.host.home, (args.get("environment") or {}).get(PLACE)
     name = await asyncio.to_thread(latest, home, args.get("session"), named)
+    await ctx.host.settled(name)
     if name in ctx.host.sessions:  # it has what it had: nothing to do is no failure
         here = await documents.started(ctx.host.sessions[name], reopened=False, told=[])
         return {**here.model_dump(mode="json"), "restored_cells": [], "continuing": None, "divergence": None}

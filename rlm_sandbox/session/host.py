@@ -55,6 +55,10 @@ JANITOR_S = 1.0
 """How often idle and time limits are looked at: they are stated in seconds."""
 
 
+SETTLE_S = 0.05
+"""Between two looks at a start that another command is at: a tenth of what it takes."""
+
+
 def _silent(text: str) -> None:
     """Nobody watches."""
 
@@ -106,6 +110,7 @@ class Host:
 
     async def start(self, request: StartRequest, progress: Callable[[str], None] = _silent) -> Started:
         """Start (or reopen) a session and return its document."""
+        await asyncio.to_thread(private_home, self.home)  # it may have been opened to others since this process came up
         settings = load(request.flags, request.environment, self.home)
         session = check_name(request.session) if request.session else new_name()
         if request.session and settings.session_dir is None:  # it goes on where it lies
@@ -115,7 +120,12 @@ class Host:
         check(settings, self.policy, bind=request.mode == "bind")
         provider, credentials = choose(settings, request.environment)
         check(settings.model_copy(update={"provider": provider}), self.policy)
-        if session in self.sessions or session in self._starting:
+        if session in self._starting:
+            raise UsageError(
+                f"session {session} is being started by another command",
+                hint=f"wait a moment, then rlm-sandbox exec --session {session}",
+            )
+        if session in self.sessions:
             raise UsageError(
                 f"session {session} is already live",
                 hint=f"use it (rlm-sandbox exec --session {session}), or stop it first",
@@ -159,6 +169,11 @@ class Host:
             if live.ended is not None and live.ended.kind in CRASHES:
                 self._crashed[live.session] = (live, replace(request, session=live.session, fresh=False, before=None))
 
+    async def settled(self, session: str) -> None:
+        """Return when no command is starting the session; one that was killed has its start undone, which takes a moment."""
+        while session in self._starting:  # noqa: ASYNC110 - rare, and an event for each start would have to be kept
+            await asyncio.sleep(SETTLE_S)
+
     async def attend(self, session: str | None, progress: Callable[[str], None] = _silent) -> LiveSession:
         """As :meth:`find`, but bring a session back whose container died under it."""
         name = session
@@ -168,6 +183,8 @@ class Host:
             live, request = self._crashed.pop(name)
             await live.close(live.ended or InternalError("it ended"))
             await self.start(request, progress)
+        if name is not None:
+            await self.settled(name)
         return self.find(name)
 
     def find(self, session: str | None) -> LiveSession:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlm_sandbox.errors import EngineError, NoSuchSession, ProtocolError
 from rlm_sandbox.session.asks import OUTSTANDING_MAX
-from rlm_sandbox.session.host import OVERDUE_S, _over
+from rlm_sandbox.session.host import OVERDUE_S, Host, _over
 from rlm_sandbox.wire import messages as m
 from tests.support.fake_guest import played
 
@@ -289,3 +289,26 @@ async def _lied_to(said):
 @given(st.lists(_SAID, max_size=12))
 def test_a_liar_ends_its_own_session_with_a_protocol_error_and_nothing_else(said):
     asyncio.run(_lied_to(said))
+
+
+async def test_a_session_that_is_being_started_is_waited_for_and_not_called_live():
+    host = Host.__new__(Host)
+    host.sessions, host._crashed, host._starting = {}, {}, {"s"}
+    found = asyncio.create_task(host.attend("s"))
+    await asyncio.sleep(0.12)
+    assert not found.done()
+    host._starting.clear()
+    with pytest.raises(NoSuchSession):
+        await found
+
+
+async def test_a_container_that_ends_under_a_repeated_cell_ends_the_session_all_the_same(session):
+    session.boot(1)
+    await session.live.until_ready()
+    again = asyncio.create_task(session.live.chronicle.run_again(b"x = 1", 1, 60.0))
+    await session.container.hears(m.Cell)
+    session.container.hang_up()
+    with pytest.raises(ProtocolError):
+        await again
+    await session.live.close(STOPPED)
+    assert session.live.over.is_set()
