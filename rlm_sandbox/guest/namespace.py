@@ -40,11 +40,19 @@ def build(config: Config) -> types.ModuleType:
     module = types.ModuleType("__main__")
     names: dict[str, Any] = module.__dict__
     names["__builtins__"] = builtins
-    names.update({name: getattr(api, name) for name in API})
-    names.update({name: getattr(errors, name) for name in ERRORS})
+    given = {name: getattr(api, name) for name in API} | {name: getattr(errors, name) for name in ERRORS}
+    names.update(given)
+    sys.modules["rlm_helper"] = _importable("rlm_helper", given)
     if config.input:
         names.update(helpers.build(config.input, str_max=config.str_max, piece_max=PIECE_MAX))
     sys.modules["__main__"] = module
+    return module
+
+
+def _importable(name: str, given: dict[str, Any]) -> types.ModuleType:
+    """Return the calls and errors as a module: rlm-skill's cells import them to catch ``rlm_helper.BudgetExceeded``, or in a module of their own."""
+    module = types.ModuleType(name, "What a cell finds by itself: the calls and their errors.")
+    module.__dict__.update(given, __all__=list(given))
     return module
 
 

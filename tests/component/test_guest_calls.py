@@ -406,3 +406,12 @@ def test_a_later_cell_may_replace_the_answer_and_an_error_after_it_does_not_take
 def test_show_vars_prints_and_returns_the_table(guest):
     got = guest.run("rows = [1, 2]\ntable = SHOW_VARS()\nprint(table == 'rows  list  len 2')")
     assert got.text == "rows  list  len 2\nTrue\n"
+
+
+def test_the_calls_can_be_imported_as_the_module_that_rlm_skill_has(guest):
+    got = guest.run(
+        "import rlm_helper\nfrom rlm_helper import FINAL_VAR as put\n"
+        "print(rlm_helper.llm_query is llm_query, rlm_helper.BudgetExceeded is BudgetExceeded, [n for n in globals() if n[0] != '_'][-2:])\n"
+        "x = 'done'\nput('x')"
+    )
+    assert (got.status, got.text) == ("ok", "True True ['rlm_helper', 'put']\n")
