@@ -111,6 +111,7 @@ class Host:
     async def start(self, request: StartRequest, progress: Callable[[str], None] = _silent) -> Started:
         """Start (or reopen) a session and return its document."""
         await asyncio.to_thread(private_home, self.home)  # it may have been opened to others since this process came up
+        await asyncio.to_thread(private_home, self.home)  # it may have been opened to others since this process came up
         settings = load(request.flags, request.environment, self.home)
         session = check_name(request.session) if request.session else new_name()
         if request.session and settings.session_dir is None:  # it goes on where it lies

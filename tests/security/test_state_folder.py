@@ -61,6 +61,9 @@ def test_loose_rights_are_tightened_before_anything_is_put_there(tmp_path, log_f
     home = Home(path)
     with home.session(log_file):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        path.chmod(0o755)  # while its daemon runs
+        with home.session(log_file):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700
     home.close()
 
 
