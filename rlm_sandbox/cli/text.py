@@ -280,8 +280,9 @@ def _runs(doc: dict[str, Any]) -> list[Any]:
     lines: list[Any] = []
     for run in doc["runs"]:
         what = f" question={run['question']}" if run["question"] else ""
+        by = " ".join(one_line(run[name], NAME_MAX) for name in ("provider", "model"))
         lines.append(
-            f"{run['session']} {run['updated_at']} {run['provider']} {run['model']} cells={run['cells']} calls={run['calls']} "
+            f"{run['session']} {run['updated_at']} {by} cells={run['cells']} calls={run['calls']} "
             f"input={one_line(run['input'], LINE_MAX)}{what}"
         )
     return [Data("runs", "\n".join(lines)), f"[rlm] ok {len(doc['runs'])} of {doc['total']} run(s)"]
@@ -302,8 +303,11 @@ def _compared(doc: dict[str, Any]) -> list[Any]:
     lines: list[Any] = []
     for side in ("a", "b"):
         run = doc[side]
+        by = " ".join(
+            one_line(str(run[name]), NAME_MAX) for name in ("name", "provider", "model")
+        )  # a stranger's words
         lines.append(
-            f"{side}: {run['name']} {run['provider']} {run['model']} cells={run['cells']} calls={run['calls']} "
+            f"{side}: {by} cells={run['cells']} calls={run['calls']} "
             f"tokens={run['tokens_in']}+{run['tokens_out']} ${run['cost_usd']:.4f}"
         )
     differing = [str(cell["cell"]) for cell in doc["cells"] if not cell["same"]]
