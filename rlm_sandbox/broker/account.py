@@ -56,7 +56,7 @@ class Account:
         self._allowed = allowed
         self._lane_key = lane_key
         self._lane = lane
-        self._cache = ResponseCache(broker.home, scope_of(spec), broker.keeper, broker.upkeep.wrote)
+        self._cache = ResponseCache(broker.keeper, scope_of(spec), broker.upkeep.wrote)
         self._rate = Rate(broker.policy.max_calls_per_second) if broker.policy.max_calls_per_second else None
         self._warnings: list[str] = []
         self._closed = False

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from rlm_sandbox.broker.account import Account
 from rlm_sandbox.broker.attempts import ATTEMPTS_MAX, Attempts, Bought
 from rlm_sandbox.broker.budget import priced_by, unpriced
-from rlm_sandbox.broker.cache import ResponseCache, folder_of
 from rlm_sandbox.broker.canonical import own_scope
 from rlm_sandbox.broker.keeper import Keeper
 from rlm_sandbox.broker.lanes import Lane
@@ -26,7 +25,7 @@ from rlm_sandbox.broker.redaction import OutboundFilter
 from rlm_sandbox.broker.singleflight import SingleFlight
 from rlm_sandbox.broker.statement import call_entries
 from rlm_sandbox.broker.upkeep import Upkeep
-from rlm_sandbox.errors import UsageError
+from rlm_sandbox.errors import PrerequisiteError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +59,8 @@ class Broker:
         self.limiter = Limiter(host_concurrency)
         self.attempts = Attempts(ledger, self.limiter, Priming(), prices)
         self.flights: SingleFlight[Bought] = SingleFlight()
-        self.keeper = Keeper()
-        self.upkeep = Upkeep(home / "cache", bytes_max=policy.cache_bytes, age_s=policy.cache_age_s)
+        self.keeper = Keeper(home)
+        self.upkeep = Upkeep(self.keeper, bytes_max=policy.cache_bytes, age_s=policy.cache_age_s)
         self._filter = None if policy.secrets == "off" else OutboundFilter(policy.secrets)
         self._host_width = host_concurrency
         self._provider_factory = provider_factory
@@ -154,8 +153,13 @@ class Broker:
         Sums stay: what a day has spent is spent.
         """
         self._accounts.pop(session, None)
-        waited = self.keeper.forget(folder_of(self.home, own_scope(session)))
-        cached = await asyncio.to_thread(ResponseCache.drop, self.home, own_scope(session)) or waited
+        try:
+            cached = await asyncio.to_thread(self.keeper.forget, own_scope(session))
+        except OSError as error:
+            raise PrerequisiteError(
+                f"the kept answers of session {session} cannot be removed: {error}",
+                hint=f"free space on the disk of {self.home}, or end what locks cache/answers.db there",
+            ) from error
         return await self.ledger.erase(session) or cached
 
     def forget(self, account: Account) -> None:

@@ -108,9 +108,7 @@ async def test_a_short_lock_is_waited_for(tmp_path, lock):
 async def test_a_cache_that_cannot_be_written_costs_nothing_while_the_broker_lives(tmp_path, caplog):
     provider = FakeProvider()
     async with account(tmp_path, provider) as session:
-        folder = session._cache._folder
-        folder.rmdir()
-        folder.write_text("not a folder")
+        (tmp_path / "cache").write_text("not a folder")
         for _ in range(2):
             assert (await session.ask(ask(), Position(1, 0))).text == "answer to q"
         assert (await session.budget()).calls == 1

@@ -259,11 +259,12 @@ def test_history_finds_and_forget_removes_every_trace(fresh, log_file):
     assert not (fresh.path / "sessions" / "other").exists()
     fresh.ok("gc", "--older-than", "0")
     assert fresh.ok("history")["runs"] == []
-    assert list((fresh.path / "cache").iterdir()) == []
     fresh.ok("broker", "stop")
     eventually(lambda: not (fresh.path / "ledger.db-wal").exists(), "the ledger is open")
     import sqlite3  # noqa: PLC0415 - a look past our own code
 
+    with sqlite3.connect(fresh.path / "cache" / "answers.db") as answers:
+        assert answers.execute("SELECT COUNT(*) FROM answers").fetchone() == (0,)
     with sqlite3.connect(fresh.path / "ledger.db") as ledger:
         names = [name for (name,) in ledger.execute("SELECT name FROM accounts")]
         prompts = ledger.execute("SELECT COUNT(*) FROM attempts WHERE prompt_sha256 != ''").fetchone()

@@ -1,8 +1,10 @@
 """Canonical names, worst cases, the response cache and the outbound filter, each by itself."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import sqlite3
 import unicodedata
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from rlm_sandbox.broker.budget import SCHEMA_TOKENS, TEMPLATE_TOKENS, tokens_in_bound, worst_case
 from rlm_sandbox.broker.cache import ResponseCache
 from rlm_sandbox.broker.canonical import canonical, destination
+from rlm_sandbox.broker.keeper import Keeper
 from rlm_sandbox.broker.policy import Policy
 from rlm_sandbox.broker.redaction import OutboundFilter
 from rlm_sandbox.broker.types import Call, Credentials, Position, Reply, Request, Secret, Usage
@@ -117,45 +120,86 @@ def test_thinking_and_schema_count():
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return ResponseCache(tmp_path, "session:s")
+async def keeper(tmp_path):
+    keeper = Keeper(tmp_path)
+    yield keeper
+    await keeper.aclose()
+
+
+@pytest.fixture
+def cache(keeper):
+    return ResponseCache(keeper, "session:s")
 
 
 REPLY = Reply('text "with" \u2028 all \U0001f600', Usage(1, 2, 3, 4), "m", "end_turn", "req")
 
 
-async def test_a_kept_reply_comes_back_whole(cache, tmp_path):
+async def rows(keeper, sql, *values):
+    await keeper.aclose()  # what was queued is written
+    with contextlib.closing(sqlite3.connect(keeper._path, isolation_level=None)) as db:
+        return db.execute(sql, values).fetchall()
+
+
+async def test_a_kept_reply_comes_back_whole(keeper, cache, tmp_path):
     assert cache.get("a" * 64) is None
     assert await cache.put("a" * 64, REPLY)
     assert cache.get("a" * 64) == REPLY
-    assert ResponseCache(tmp_path, "session:t").get("a" * 64) is None
-    (file,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    assert oct(file.stat().st_mode & 0o777) == "0o600"
+    assert ResponseCache(keeper, "session:t").get("a" * 64) is None
+    files = [path for path in (tmp_path / "cache").iterdir() if path.is_file()]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o600"}
+    assert oct((tmp_path / "cache").stat().st_mode & 0o777) == "0o700"
 
 
 @pytest.mark.parametrize(
     "damage", [lambda d: d[:-1], lambda d: b"", lambda d: d[:40] + b"x" + d[41:], lambda d: b"0" * 99]
 )
-async def test_a_damaged_entry_is_removed_and_counts_as_absent(cache, damage):
+async def test_a_damaged_entry_is_removed_and_counts_as_absent(keeper, cache, damage):
     await cache.put("a" * 64, REPLY)
-    path = cache._path("a" * 64)
-    path.write_bytes(damage(path.read_bytes()))
+    ((body,),) = await rows(keeper, "SELECT body FROM answers")
+    await rows(keeper, "UPDATE answers SET body = ?", damage(body))
     assert cache.get("a" * 64) is None
-    assert not path.exists()
+    assert await rows(keeper, "SELECT * FROM answers") == []
 
 
-async def test_an_entry_under_another_name_is_not_believed(cache):
+@pytest.mark.parametrize("change", ["key = 'bb'", "scope = 'session:t'"])
+async def test_an_entry_under_another_name_is_not_believed(keeper, cache, change):
     await cache.put("a" * 64, REPLY)
-    other = cache._path("b" * 64)
-    other.parent.mkdir()
-    cache._path("a" * 64).rename(other)
-    assert cache.get("b" * 64) is None
+    await rows(keeper, f"UPDATE answers SET {change}")
+    assert cache.get("bb") is None
+    assert ResponseCache(keeper, "session:t").get("a" * 64) is None
 
 
-async def test_many_writers_of_one_entry_leave_one_whole_file(cache):
+async def test_many_writers_of_one_entry_leave_one_whole_row(keeper, cache):
     await asyncio.gather(*(cache.put("a" * 64, REPLY) for _ in range(30)))
     assert cache.get("a" * 64) == REPLY
-    assert len(list(cache._path("a" * 64).parent.iterdir())) == 1
+    assert await rows(keeper, "SELECT count(*) FROM answers") == [(1,)]
+
+
+@pytest.mark.parametrize("content", [b"not a database, and longer than a header of one" * 300, b"\0" * 8192])
+async def test_a_file_that_is_no_database_is_set_aside(keeper, cache, tmp_path, content):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "answers.db").write_bytes(content)
+    assert cache.get("a" * 64) is None
+    assert await cache.put("a" * 64, REPLY)
+    assert cache.get("a" * 64) == REPLY
+
+
+async def test_a_file_of_a_newer_version_is_left_alone(keeper, cache):
+    await cache.put("a" * 64, REPLY)
+    await rows(keeper, "PRAGMA user_version = 99")
+    assert cache.get("a" * 64) is None
+    assert not await cache.put("b" * 64, REPLY)
+    assert cache.get("b" * 64) == REPLY, "from memory"
+    assert await rows(keeper, "SELECT key FROM answers") == [("a" * 64,)]
+
+
+async def test_two_processes_see_each_others_answers(keeper, cache, tmp_path):
+    other = Keeper(tmp_path)
+    await asyncio.gather(
+        *(ResponseCache(one, "shared:x").put(f"{n:064}", REPLY) for n in range(50) for one in (keeper, other))
+    )
+    assert all(ResponseCache(other, "shared:x").get(f"{n:064}") == REPLY for n in range(50))
+    await other.aclose()
 
 
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7\nmore+lines/here==\n-----END RSA PRIVATE KEY-----"

@@ -1,18 +1,18 @@
 """The response cache stays within its bounds, and what writes to it keeps its order and its promises."""
 
 import asyncio
+import contextlib
 import os
+import sqlite3
 import time
 
 import pytest
 
-from rlm_sandbox.broker import cache as cache_module
 from rlm_sandbox.broker import keeper as keeper_module
 from rlm_sandbox.broker.cache import ResponseCache
 from rlm_sandbox.broker.keeper import Keeper
 from rlm_sandbox.broker.policy import Policy
 from rlm_sandbox.broker.types import Position, Reply, Usage
-from rlm_sandbox.broker.upkeep import sweep
 from tests.support.broker_double import FakeProvider, ask, broker, spec, until
 
 pytestmark = pytest.mark.unit
@@ -23,77 +23,121 @@ def keys(count):
     return [f"{n:02x}" * 32 for n in range(count)]
 
 
-def entry(cache, key, *, age_s=0.0, size=0):
+@pytest.fixture
+async def keeper(tmp_path):
+    keeper = Keeper(tmp_path)
+    yield keeper
+    await keeper.aclose()
+
+
+def query(home, sql, *values):
+    with contextlib.closing(sqlite3.connect(home / "cache" / "answers.db", isolation_level=None)) as db:
+        return db.execute(sql, values).fetchall()
+
+
+def used(home, key, age_s):
+    query(home, "UPDATE answers SET used = ? WHERE key = ?", time.time() - age_s, key)
+
+
+async def entry(home, cache, key, *, age_s=0.0, size=0):
     """Keep an answer that was last used so long ago."""
-    reply = Reply(os.urandom(size).hex(), Usage(1, 1), "m", "end_turn")
-    assert cache._write(key, reply) > 0
-    stamp = time.time() - age_s
-    os.utime(cache._path(key), (stamp, stamp))
+    assert await cache.put(key, Reply(os.urandom(size).hex(), Usage(1, 1), "m", "end_turn"))
+    used(home, key, age_s)
 
 
-def test_what_nobody_used_for_long_goes_and_the_rest_stays(tmp_path):
-    cache = ResponseCache(tmp_path, "session:s")
+async def test_the_file_has_the_documented_shape(tmp_path, keeper):
+    await ResponseCache(keeper, "session:s").put("k", Reply("text", Usage(1, 1), "m", "end_turn"))
+    columns = query(tmp_path, "SELECT name, type FROM pragma_table_info('answers')")
+    assert columns == [("scope", "TEXT"), ("key", "TEXT"), ("used", "REAL"), ("body", "BLOB")]
+    assert query(tmp_path, "PRAGMA user_version") == [(1,)]
+
+
+async def test_what_nobody_used_for_long_goes_and_the_rest_stays(tmp_path, keeper):
+    cache = ResponseCache(keeper, "session:s")
     young, old = keys(2)
-    entry(cache, young, age_s=DAY)
-    entry(cache, old, age_s=3 * DAY)
-    assert sweep(tmp_path / "cache", bytes_max=2**30, age_s=2 * DAY).removed == 1
+    await entry(tmp_path, cache, young, age_s=DAY)
+    await entry(tmp_path, cache, old, age_s=3 * DAY)
+    swept = keeper.sweep(bytes_max=2**30, age_s=2 * DAY)
+    assert (swept.removed, swept.kept) == (1, 1)
     assert (cache.get(young) is not None, cache.get(old)) == (True, None)
 
 
-def test_too_much_goes_down_by_what_was_used_longest_ago_in_whatever_scope(tmp_path):
-    one, other = ResponseCache(tmp_path, "session:s"), ResponseCache(tmp_path, "shared:t")
+async def test_too_much_goes_down_by_what_was_used_longest_ago_in_whatever_scope(tmp_path, keeper, monkeypatch):
+    monkeypatch.setattr(keeper_module, "BATCH", 1)
+    one, other = ResponseCache(keeper, "session:s"), ResponseCache(keeper, "shared:t")
     names = keys(10)
     for age, key in enumerate(names):
-        entry((one, other)[age % 2], key, age_s=60.0 * age, size=8000)
-    total = sweep(tmp_path / "cache", bytes_max=2**30, age_s=DAY).kept_bytes
-    swept = sweep(tmp_path / "cache", bytes_max=total // 2, age_s=DAY)
+        await entry(tmp_path, (one, other)[age % 2], key, age_s=60.0 * age, size=8000)
+    total = keeper.sweep(bytes_max=2**30, age_s=DAY).kept_bytes
+    swept = keeper.sweep(bytes_max=total // 2, age_s=DAY)
     assert swept.kept_bytes <= total // 2
     left = [(one, other)[age % 2].get(key) is not None for age, key in enumerate(names)]
     assert left == [True] * swept.kept + [False] * swept.removed
     assert 0 < swept.kept < 10
 
 
-def test_reading_an_answer_keeps_it(tmp_path):
-    cache = ResponseCache(tmp_path, "session:s")
+async def test_what_went_gives_its_room_back(tmp_path, keeper):
+    cache = ResponseCache(keeper, "session:s")
+    for key in keys(100):
+        await entry(tmp_path, cache, key, age_s=3 * DAY, size=20_000)
+    before = (tmp_path / "cache" / "answers.db").stat().st_size
+    assert keeper.sweep(bytes_max=2**30, age_s=DAY).removed == 100
+    assert (tmp_path / "cache" / "answers.db").stat().st_size < before / 10
+
+
+async def test_reading_an_answer_keeps_it(tmp_path, keeper):
+    cache = ResponseCache(keeper, "session:s")
     (key,) = keys(1)
-    entry(cache, key, age_s=10 * DAY)
+    await entry(tmp_path, cache, key, age_s=10 * DAY)
     assert cache.get(key) is not None
-    assert sweep(tmp_path / "cache", bytes_max=2**30, age_s=DAY).removed == 0
+    await keeper.aclose()
+    assert keeper.sweep(bytes_max=2**30, age_s=DAY).removed == 0
 
 
-def test_a_draft_of_a_dead_process_goes_and_one_being_written_stays(tmp_path):
-    cache = ResponseCache(tmp_path, "session:s")
-    folder = cache._path(keys(1)[0]).parent
-    folder.mkdir()
-    for name, age in ((".dead", 7200.0), (".alive", 1.0)):
-        (folder / name).write_bytes(b"half")
-        os.utime(folder / name, (time.time() - age,) * 2)
-    assert sweep(tmp_path / "cache", bytes_max=2**30, age_s=DAY).removed == 1
-    assert [path.name for path in folder.iterdir()] == [".alive"]
+async def test_nothing_of_a_forgotten_scope_is_left_in_any_file(tmp_path, keeper):
+    mine, other = ResponseCache(keeper, "session:s"), ResponseCache(keeper, "session:t")
+    text = os.urandom(3000).hex()  # does not compress to something else than itself
+    await mine.put(keys(1)[0], Reply(text, Usage(1, 1), "model-of-s", "end_turn"))
+    await other.put(keys(1)[0], Reply("kept", Usage(1, 1), "m", "end_turn"))
+    ((body,),) = query(tmp_path, "SELECT body FROM answers WHERE scope = 'session:s'")
+    assert await asyncio.to_thread(keeper.forget, "session:s")
+    assert not await asyncio.to_thread(keeper.forget, "session:s")
+    for file in (tmp_path / "cache").iterdir():
+        raw = file.read_bytes()
+        assert body[100:200] not in raw, file
+        assert b"session:s" not in raw, file
+    assert (mine.get(keys(1)[0]), other.get(keys(1)[0]).text) == (None, "kept")
 
 
 async def test_the_broker_sweeps_when_it_opens_and_when_much_was_written(tmp_path):
-    old = ResponseCache(tmp_path, "session:before")
-    entry(old, keys(1)[0], age_s=2 * DAY)
+    before = Keeper(tmp_path)
+    await entry(tmp_path, ResponseCache(before, "session:before"), keys(1)[0], age_s=2 * DAY)
+    await before.aclose()
     tight = Policy(cache_bytes=40 * 4096, cache_age_s=DAY)
     async with broker(tmp_path, FakeProvider(), policy=tight) as opened:
-        await until(lambda: not old._path(keys(1)[0]).exists())
+        await until(lambda: query(tmp_path, "SELECT * FROM answers") == [])
         session = await opened.open_session(spec())
-        for n in range(100):
-            await session.ask(ask(f"q{n}" + "x" * 2000), Position(1, n))
-        await until(lambda: sum(1 for _ in (tmp_path / "cache").rglob("*.zst")) <= 40)
+        for n in range(400):
+            await session.ask(ask(f"q{n}" + os.urandom(600).hex()), Position(1, n))
+        await until(lambda: query(tmp_path, "SELECT count(*) FROM answers")[0][0] < 400)
+        await until(lambda: (tmp_path / "cache" / "answers.db").stat().st_size <= 44 * 4096)
+
+
+def refuse_writes(monkeypatch):
+    """A disk that takes nothing, until the returned function is called."""
+    real, full = Keeper._commit, [True]
+
+    def commit(self, db, jobs):
+        if full:
+            raise OSError(28, "no space left")
+        real(self, db, jobs)
+
+    monkeypatch.setattr(Keeper, "_commit", commit)
+    return full.clear
 
 
 async def test_what_a_full_disk_refused_is_answered_from_memory_and_written_when_there_is_room(tmp_path, monkeypatch):
-    full = True
-    real = cache_module._appear
-
-    def appear(path, data):
-        if full:
-            raise OSError(28, "no space left")
-        real(path, data)
-
-    monkeypatch.setattr(cache_module, "_appear", appear)
+    free = refuse_writes(monkeypatch)
     provider = FakeProvider()
     async with broker(tmp_path, provider) as opened:
         session = await opened.open_session(spec())
@@ -101,18 +145,15 @@ async def test_what_a_full_disk_refused_is_answered_from_memory_and_written_when
         await session.close()
         session = await opened.open_session(spec())
         assert (await session.ask(ask("one"), Position(2, 0))).cached
-        full = False
+        free()
         await session.ask(ask("two"), Position(2, 1))
-        assert len(list((tmp_path / "cache").rglob("*.zst"))) == 2
-        assert opened.keeper.unwritten(session._cache._path("0")) is None
+        assert query(tmp_path, "SELECT count(*) FROM answers") == [(2,)]
+        assert not opened.keeper._unwritten
     assert len(provider.calls) == 2
 
 
 async def test_what_waits_for_a_disk_is_bounded_and_forgotten_with_its_session(tmp_path, monkeypatch):
-    def appear(path, data):
-        raise OSError(28, "no space left")
-
-    monkeypatch.setattr(cache_module, "_appear", appear)
+    refuse_writes(monkeypatch)
     monkeypatch.setattr(keeper_module, "UNWRITTEN_MAX", 2000)
     async with broker(tmp_path, FakeProvider()) as opened:
         session = await opened.open_session(spec())
@@ -124,16 +165,11 @@ async def test_what_waits_for_a_disk_is_bounded_and_forgotten_with_its_session(t
         assert not waiting
 
 
-async def test_writes_are_made_in_their_order_and_a_full_disk_is_told_to_its_own_only(tmp_path):
-    keeper, seen = Keeper(), []
-
-    def write(n):
-        seen.append(n)
-        if n == 3:
-            raise OSError(28, "no space")
-        return n
-
-    outcomes = await asyncio.gather(*(keeper.submit(lambda n=n: write(n)) for n in range(6)), return_exceptions=True)
-    await keeper.aclose()
-    assert seen == list(range(6))
-    assert [isinstance(each, OSError) for each in outcomes] == [False, False, False, True, False, False]
+async def test_answers_that_came_together_are_committed_together_and_each_is_told(tmp_path, keeper):
+    commits = []
+    real = Keeper._commit
+    keeper._commit = lambda db, jobs: (commits.append(len(jobs)), real(keeper, db, jobs))
+    sizes = await asyncio.gather(*(keeper.submit("s", f"{n}", bytes(n)) for n in range(200)))
+    assert sizes == list(range(200))
+    assert sum(commits) == 200
+    assert len(commits) < 100
