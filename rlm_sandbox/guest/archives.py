@@ -38,6 +38,7 @@ MEMBERS_MAX = 100_000
 # A member up to this size is held in memory, a larger one in /tmp.
 SPOOL = 4 * 1024 * 1024
 _STEP = 1024 * 1024
+_ENCRYPTED = 1  # the flag of a zip's member
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, OSError,
     ValueError,
@@ -83,7 +84,7 @@ def open_archive(source: Source, name: str, *, str_max: int, limit: int) -> Arch
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             bundle = zipfile.ZipFile(seekable(source))
             infos = {info.filename: info for info in bundle.infolist() if not info.is_dir()}
-            return Archive(infos, bundle.open, str_max, limit)
+            return Archive(infos, lambda info: _unlocked(bundle, info), str_max, limit)
         expand = _expander(head)
         tar_like = _tar(_Limited(expand(seekable(source))) if expand else seekable(source))
         first = tar_like.next() if tar_like else None
@@ -99,6 +100,12 @@ def open_archive(source: Source, name: str, *, str_max: int, limit: int) -> Arch
             raise RLMError(f"{name} is no archive that can be opened", "zip, tar, gz, bz2, xz and zst can")
         inner = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         return Archive({inner: None}, lambda _: expand(seekable(source)), str_max, limit)
+
+
+def _unlocked(bundle: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
+    if info.flag_bits & _ENCRYPTED:
+        raise RLMError(f"{info.filename} is encrypted", "decrypt it on the host first")
+    return bundle.open(info)
 
 
 @contextmanager
@@ -121,11 +128,56 @@ def _expander(head: bytes) -> Any:
     if head.startswith(b"\xfd7zXZ\0"):
         return lzma.LZMAFile
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            return importlib.import_module("compression.zstd").ZstdFile
-        except ImportError:
-            raise RLMError("zst needs an image with Python 3.14", "decompress it on the host first") from None
+        return _zstd()
     return None
+
+
+def _zstd() -> Any:
+    """Return what opens a zst stream: Python has it from 3.14 on, the ``data`` image by pyarrow."""
+    try:
+        return importlib.import_module("compression.zstd").ZstdFile
+    except ImportError:
+        pass
+    try:
+        stream = importlib.import_module("pyarrow").CompressedInputStream
+    except ImportError:
+        raise RLMError(
+            "zst needs the data image, or Python 3.14", "start --image data, or decompress it on the host"
+        ) from None
+    return lambda file: io.BufferedReader(_Forward(file, lambda source: stream(source, "zstd")), _STEP)
+
+
+class _Forward(io.RawIOBase):
+    """A stream that can only be read on, made seekable: back is once more from the beginning."""
+
+    def __init__(self, file: BinaryIO, opener: Any) -> None:
+        self._file = file
+        self._opener = opener
+        self._stream = opener(file)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            raise OSError("the length of a compressed stream is not known")
+        target = max(0, offset + (self._at if whence == io.SEEK_CUR else 0))
+        if target < self._at:
+            self._file.seek(0)
+            self._stream, self._at = self._opener(self._file), 0
+        while self._at < target and (data := self._stream.read(min(_STEP, target - self._at))):
+            self._at += len(data)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _tar(file: Any) -> tarfile.TarFile | None:

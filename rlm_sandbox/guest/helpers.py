@@ -244,7 +244,7 @@ class Helpers:
     def open_archive(self, path: str | os.PathLike[str] | None = None, *, limit: int | None = None) -> Archive:
         """Return the members of an archive among the input (by default the input itself) as a mapping of texts.
 
-        Opens zip, tar, gz, bz2, xz, and zst where Python has it. A member that expands to more than ``limit`` bytes
+        Opens zip, tar, gz, bz2, xz, and zst in the ``data`` image or with Python 3.14. A member that expands to more than ``limit`` bytes
         (256 MiB) raises ``TooLarge``.
         """
         from rlm_sandbox.guest import archives  # noqa: PLC0415 - few sessions need it, and it imports much

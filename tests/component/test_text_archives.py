@@ -4,10 +4,13 @@ import bz2
 import gzip
 import io
 import lzma
+import sys
 import tarfile
+import types
 import zipfile
 
 import pytest
+import zstandard
 
 from rlm_sandbox.guest import archives, helpers
 from rlm_sandbox.guest.errors import RLMError, TooLarge
@@ -78,6 +81,33 @@ def test_members_are_texts_under_the_names_they_have(tmp_path, monkeypatch, data
 def test_a_compressed_file_is_an_archive_of_one(tmp_path, compress, suffix):
     archive = opened(tmp_path, compress(b"line\n" * 10), name=f"logs/app.log.{suffix}")
     assert dict(archive) == {"app.log": "line\n" * 10}
+
+
+def test_zst_is_read_by_what_the_image_has(tmp_path, monkeypatch):
+    data = zstandard.compress(tar_bytes())
+    for name in ("pyarrow", "compression.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RLMError, match="--image data"):
+        opened(tmp_path, data)
+    arrow = types.ModuleType("pyarrow")
+    arrow.CompressedInputStream = lambda file, _: zstandard.ZstdDecompressor().stream_reader(
+        file, read_across_frames=True, closefd=False
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", arrow)
+    archive = opened(tmp_path, data)
+    for name in reversed(MEMBERS):  # backwards, so that the stream has to begin again
+        assert "".join(archive[name]) == MEMBERS[name]
+    assert dict(opened(tmp_path, zstandard.compress(b"line\n"), name="app.log.zst")) == {"app.log": "line\n"}
+    with pytest.raises(TooLarge, match="limit="):
+        opened(tmp_path, zstandard.compress(b"0" * 100_000), name="b.zst", limit=10_000)["b"]
+
+
+def test_an_encrypted_member_is_called_that(tmp_path):
+    data = bytearray(zip_bytes({"secret.txt": "x"}))
+    for signature, field in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + field] |= 1
+    with pytest.raises(RLMError, match=r"secret\.txt is encrypted"):
+        opened(tmp_path, bytes(data))["secret.txt"]
 
 
 def test_what_expands_beyond_the_limit_is_refused_whatever_it_claims(tmp_path, monkeypatch):

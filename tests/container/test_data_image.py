@@ -6,6 +6,7 @@ import os
 import zipfile
 
 import pytest
+import zstandard
 
 from rlm_sandbox import Session
 
@@ -139,6 +140,31 @@ def test_every_library_reads_the_input(home):
         assert facts(session, LIBRARIES) == {
             "numpy": 5.0, "pandas": {"a": 3, "b": 4}, "polars": 7, "pyarrow": 7, "duckdb": 7.0,
         }  # fmt: skip
+
+
+def test_a_zst_file_is_opened_a_truncated_one_is_an_error_and_a_bomb_is_stopped(home):
+    folder = home / "packed"
+    folder.mkdir()
+    whole = zstandard.compress(b"first\n" + os.urandom(300_000))
+    for name, data in {
+        "app.log.zst": whole,
+        "cut.zst": whole[:-1000],
+        "bomb.zst": zstandard.compress(bytes(MIB) * 90),
+    }.items():
+        (folder / name).write_bytes(data)
+    code = """
+import json
+found = {}
+for path in files:
+    try:
+        found[path] = [(name, text[:5]) for name, text in open_archive(path, limit=80_000_000).items()]
+    except RLMError as error:
+        found[path] = type(error).__name__
+print(json.dumps(found))
+"""
+    with started(folder) as session:
+        found = facts(session, code)
+    assert found == {"app.log.zst": [["app.log", "first"]], "cut.zst": "RLMError", "bomb.zst": "TooLarge"}
 
 
 def pdf(*pages):
