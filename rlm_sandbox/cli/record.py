@@ -118,7 +118,7 @@ def export_command(
     form = chosen(form)
     arguments = {
         "session": session,
-        "target": os.path.abspath(target),  # noqa: PTH100 - as it is named
+        "target": _file_named(target),
         "include_input": include_input,
         "redact": redact,
         "sign_key": None if sign_key is None else os.path.abspath(os.path.expanduser(sign_key)),  # noqa: PTH100, PTH111 - as above
@@ -287,6 +287,13 @@ def _replay(recording: Recording, source: Path) -> tuple[dict[str, Any], bytes |
     }, done.final
 
 
+def _file_named(target: str) -> str:
+    """Return an absolute path: the daemon stands elsewhere, and has no standard output of ours."""
+    if target in {"", "-"}:
+        raise UsageError("-o needs the name of a file", hint="for example -o run.rlm")
+    return os.path.abspath(target)  # noqa: PTH100 - as it is named
+
+
 def _save(target: str, data: bytes) -> None:
     try:
         Path(target).write_bytes(data)
@@ -321,7 +328,7 @@ def report_command(what: str | None, session: str | None, target: str, kind: str
 
     with _opened(what or _latest(session), max_size) as recording:
         data = reports.make(recording, "html" if kind in {"json", "text"} else kind)
-        _save(target, data)
+        _save(_file_named(target), data)
         document: dict[str, Any] = {
             "format_version": 1,
             "session": recording.past.latest.session if recording.past.latest else None,

@@ -8,13 +8,17 @@ behind what belongs there. So there is no path, link, device or second meaning t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
 import struct
 import tarfile
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import zstandard
@@ -23,7 +27,6 @@ from rlm_sandbox.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 UNPACKED_MAX = 4 * 1024**3
 """Bytes that a bundle may unpack to unless its reader allows more: a run of ten thousand long calls with a 1 GiB input."""
@@ -81,21 +84,32 @@ def write(target: Path, entries: Iterable[Entry]) -> tuple[int, str]:
     """
     listed = list(entries)
     total = sum(_BLOCK + _padded(entry.size) for entry in listed) + len(_END)
-    partial = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123 - private from the first byte
-            digest = _write(_Summing(file), listed, total)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        partial.replace(target)
+        _check_target(target)
+        descriptor, name = tempfile.mkstemp(prefix=".rlm-part-", dir=target.parent)  # private, and nobody else's
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+                digest = _write(_Summing(file), listed, total)
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
     except OSError as exc:
-        partial.unlink(missing_ok=True)
         raise UsageError(f"{target}: {exc.strerror}", hint="name a file in a folder that can be written") from exc
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return size, digest
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to put a file in the place of something that is none: ``/dev/null`` is to stay what it is."""
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{target}: not a regular file", hint="name a new file, or one that may be replaced")
 
 
 def _write(out: _Summing, entries: list[Entry], total: int) -> str:
@@ -206,7 +220,8 @@ class Reading:
         if size > self._left:
             raise damaged("it is shorter than it says")
         try:
-            data = self._stream.read(size)
+            with _readable():
+                data = self._stream.read(size)
         except zstandard.ZstdError:
             raise damaged("it cannot be decompressed") from None
         if len(data) != size:
@@ -246,13 +261,10 @@ def reading(path: Path, *, unpacked_max: int = UNPACKED_MAX) -> Iterator[Reading
         UsageError: there is no such file.
         BundleError: it is no bundle, is damaged, or would unpack to more than ``unpacked_max`` bytes.
     """
-    try:
-        file = path.open("rb")
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", hint="name a file that rlm-sandbox export wrote") from exc
-    with file:
-        end, digest = _check_sum(file)
-        total = _check_frame(file, end)
+    with _open(path) as file:
+        with _readable():
+            end, digest = _check_sum(file)
+            total = _check_frame(file, end)
         if total > unpacked_max:
             raise BundleError(
                 f"this bundle is refused: it would unpack to {total} bytes, more than {unpacked_max}",
@@ -264,12 +276,33 @@ def reading(path: Path, *, unpacked_max: int = UNPACKED_MAX) -> Iterator[Reading
             yield Reading(stream, total, digest)
 
 
+def _open(path: Path) -> IO[bytes]:
+    """Open a regular file; never waits for somebody at the other end of a pipe."""
+    hint = "name a file that rlm-sandbox export wrote"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", hint=hint) from exc
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "not a regular file"
+        raise UsageError(f"{path}: {what}", hint=hint)
+    return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """A file that cannot be read to its end (a bad disk, a server that is gone) is no defect of ours."""
+    try:
+        yield
+    except OSError as exc:
+        raise UsageError(f"the bundle cannot be read: {exc.strerror}", hint="copy it to a local disk") from exc
+
+
 def _check_sum(file: IO[bytes]) -> tuple[int, str]:
     """Compare the file with the sum in its last frame; return where that begins, and the sum."""
-    try:
-        size = os.fstat(file.fileno()).st_size
-    except OSError as exc:
-        raise UsageError(f"this file cannot be read: {exc.strerror}", hint="name a regular file") from exc
+    size = os.fstat(file.fileno()).st_size
     if file.read(4) != _MAGIC:
         raise BundleError("this is no bundle", hint="name a file that rlm-sandbox export wrote")
     end = size - _TRAILER.size

@@ -1,5 +1,7 @@
 """Bundles: whole or refused. What goes in comes out, and whatever else a file may hold gets one line and nothing written."""
 
+import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
@@ -8,6 +10,7 @@ import random
 import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -290,6 +293,36 @@ def test_nothing_but_the_known_names_is_unpacked(made, tmp_path, info):
         pass
     assert sorted(found.name for found in tmp_path.iterdir()) == ["climbing", "scratch"]
     assert list(inner.iterdir()) == []
+
+
+def test_nothing_but_a_regular_file_is_read_or_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "folder", "link"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(UsageError):
+            archive.write(tmp_path / name, [Entry("final", b"x")])
+        assert (tmp_path / name).lstat().st_ino == before.st_ino
+        with pytest.raises(UsageError):
+            bundle.verify(tmp_path / name)
+    with pytest.raises(UsageError):
+        bundle.verify(Path("/proc/self/mem"))
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "x" * 256, "no/folder"])
+def test_a_name_that_cannot_be_written_is_the_callers_mistake(tmp_path, name):
+    with contextlib.nullcontext() if len(name) == 255 else pytest.raises(UsageError):
+        archive.write(tmp_path / name, [Entry("final", b"x")])
+    assert len(list(tmp_path.iterdir())) == (len(name) == 255)
+
+
+def test_two_exports_to_one_name_do_not_mix(tmp_path):
+    entries = [[Entry("bundle.json", bytes([number]) * 3_000_000)] for number in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        sums = list(pool.map(lambda each: archive.write(tmp_path / "run.rlm", each)[1], entries))
+    assert hashlib.sha256((tmp_path / "run.rlm").read_bytes()).hexdigest() in sums
+    assert list(tmp_path.iterdir()) == [tmp_path / "run.rlm"]
 
 
 def test_doubled_files_are_refused(made, tmp_path):
