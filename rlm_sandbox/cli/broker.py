@@ -6,7 +6,7 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option
+from rlm_sandbox.cli.common import chosen, examples, format_option, group_format_option
 from rlm_sandbox.daemon import client
 from rlm_sandbox.daemon.paths import socket_path
 from rlm_sandbox.errors import NoSuchSession
@@ -15,6 +15,7 @@ from rlm_sandbox.errors import NoSuchSession
 @click.group(
     "broker", epilog=examples("rlm-sandbox broker status", "rlm-sandbox broker stop", "rlm-sandbox broker serve")
 )
+@group_format_option
 def broker_command() -> None:
     """The broker daemon, one for each state folder; started on demand."""
 
@@ -29,8 +30,10 @@ def broker_command() -> None:
     metavar="S",
     help="Seconds without use until it ends (0: never).",
 )
-def serve_command(idle_timeout: float) -> None:
+@format_option
+def serve_command(idle_timeout: float, form: str | None) -> None:
     """Run the daemon in the foreground, for a service manager."""
+    chosen(form)
     from rlm_sandbox.daemon.__main__ import run  # noqa: PLC0415 - heavy
 
     run(idle_s=idle_timeout or float("inf"))

@@ -21,6 +21,19 @@ def format_option(function: F) -> F:
     )
 
 
+def group_format_option(function: F) -> F:
+    """Take ``--format`` between a group and its command too; one after the command wins over it."""
+    return click.option(
+        "--format", type=FORMATS, default=None, expose_value=False, callback=_remember, help="As after the command."
+    )(function)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    del param
+    root = ctx.find_root()
+    root.obj = value or root.obj
+
+
 def chosen(form: str | None) -> str:
     """Return the format in force and remember it for a failure."""
     root = click.get_current_context().find_root()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
 from rlm_sandbox.cli.cells import live
-from rlm_sandbox.cli.common import chosen, examples, format_option
+from rlm_sandbox.cli.common import chosen, examples, format_option, group_format_option
+
+if TYPE_CHECKING:
+    from rlm_sandbox.container.image import Progress
 
 
 @click.group("image", epilog=examples("rlm-sandbox image build", "rlm-sandbox image build data"))
+@group_format_option
 def image_command() -> None:
     """The guest images."""
 
@@ -38,13 +45,7 @@ def build_command(name: str, from_base: str | None, form: str | None) -> None:
     from rlm_sandbox.container.engine import Engine  # noqa: PLC0415 - heavy
 
     engine = Engine.connect(settings.engine_host())
-    show = live(True)
-
-    def step(text: str) -> None:
-        if show is not None:
-            show({"message": f"image {name}: {text}"})
-
-    built = image.build(engine, name, base=from_base, progress=step)
+    built = image.build(engine, name, base=from_base, progress=_steps(name))
     output.document(
         {"format_version": 1, "image": name, "id": built.id, "ref": built.ref, "labels": dict(built.labels)},
         form,
@@ -57,11 +58,30 @@ def build_command(name: str, from_base: str | None, form: str | None) -> None:
     epilog=examples("rlm-sandbox image sbom", "rlm-sandbox image sbom data"),
 )
 @click.argument("ref", default="base", metavar="base|data|REF")
-def sbom_command(ref: str) -> None:
-    """Print an image's bill of materials (CycloneDX JSON), read from the image; a named one is built if need be."""
+@format_option
+def sbom_command(ref: str, form: str | None) -> None:
+    """Print an image's bill of materials (CycloneDX JSON), read from the image; a named one is built if need be. As text, a list."""
+    form = chosen(form)
     from rlm_sandbox.container import image, sbom  # noqa: PLC0415 - heavy
     from rlm_sandbox.container.engine import Engine  # noqa: PLC0415 - heavy
 
     engine = Engine.connect(settings.engine_host())
-    found = image.ensure(engine, ref, progress=lambda text: output.note(f"image {ref}: {text}"))
-    output.text(sbom.document(engine, found))
+    found = image.ensure(engine, ref, progress=_steps(ref))
+    bill = sbom.document(engine, found)
+    if form == "text":
+        parts = [
+            f"{part['name']} {part.get('version', '')}".rstrip() for part in json.loads(bill).get("components", ())
+        ]
+        output.document({"image": ref, "id": found.id, "components": parts}, form, "sbom")
+    else:
+        output.text(bill)
+
+
+def _steps(name: str) -> Progress:
+    show = live(True)
+
+    def step(text: str) -> None:
+        if show is not None:
+            show({"message": f"image {name}: {text}"})
+
+    return step

@@ -11,7 +11,7 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option
+from rlm_sandbox.cli.common import chosen, examples, format_option, group_format_option
 from rlm_sandbox.skill import files, install, rules
 from rlm_sandbox.skill.files import NAME
 
@@ -29,6 +29,7 @@ CLIENT_S = 120.0
         "rlm-sandbox skill show helpers",
     ),
 )
+@group_format_option
 def skill_command() -> None:
     """Bring the skill to Claude Code, take it away, or show its pages."""
 

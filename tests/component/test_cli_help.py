@@ -153,3 +153,15 @@ def test_without_a_daemon_commands_answer_at_once_and_start_none(home):
         assert home(command, stdin="1").code == 4
         assert home(command, "--session", "nobody", stdin="1").code == 4
     assert not home.path.exists()
+
+
+def test_every_command_takes_the_format_before_it_after_it_and_behind_its_group(home):
+    for words in ALL:
+        command = cli
+        for word in words:
+            command = command.get_command(click.Context(command), word)
+        assert "--format" in [name for param in command.params for name in param.opts], words
+    for line in ("--format text broker status", "broker --format text status", "broker status --format text"):
+        result = home(*line.split())
+        assert (result.code, result.status_line) == (0, "[rlm] ok"), line
+    assert home("broker", "--format", "text", "status", "--format", "json").doc["running"] is False
