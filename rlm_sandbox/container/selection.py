@@ -8,8 +8,10 @@ and data are ignored there, and are what people come to ask about.
 from __future__ import annotations
 
 import functools
+import re
 
 from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from rlm_sandbox.errors import UsageError
 
@@ -32,6 +34,35 @@ file, name it as the input."""
 
 REMEMBERED = 2**17
 """Decisions kept from the survey for the copy, each a third of what a look at a file costs; some 20 MiB while a start lasts."""
+
+
+DEEP_MAX = 3
+"""Times ``**`` in one pattern: each multiplies the ways to match a path by its depth."""
+
+_STARS = re.compile(r"(?:\[\^/\]\*)+")
+_NOT = re.compile(r"\\.|\[\^/\]|(\[\^\]?(?:\\.|[^\]\\])*\])|\[\]?(?:\\.|[^\]\\])*\]")
+_ONE = r"\(\?!/\)|\[\^/\](?!\*)|\[\^?\]?(?:\\.|[^\]\\/])*\]|\\.|[^/\\\[(]"
+_STAR_BEFORE_STAR = re.compile(rf"\[\^/\]\*((?:{_ONE})+)(?=\[\^/\]\*)")
+
+
+class _Pattern(GitIgnoreSpecPattern):
+    """A pattern that takes no longer than a name is long, so that no pattern holds the interpreter, and with it every session.
+
+    Between two stars of one name the first place that fits is as good as any later one; once found it is not given up.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def pattern_to_regex(cls, pattern: str) -> tuple[str | None, bool | None]:  # type: ignore[override]
+        """Return the regular expression of a pattern of text, and whether it includes."""
+        if pattern.count("**/") + pattern.count("/**") > DEEP_MAX + pattern.count("/**/"):
+            raise ValueError(f"more than {DEEP_MAX} times ** in {pattern[:60]!r}")
+        regex, include = super().pattern_to_regex(pattern)
+        if regex is not None:
+            regex = _NOT.sub(lambda found: f"(?!/){found[1]}" if found[1] else found[0], regex)  # no slash is "not a"
+            regex = _STAR_BEFORE_STAR.sub(r"(?>[^/]*?\1)", _STARS.sub("[^/]*", regex))
+        return regex, include
 
 
 class Selection:
@@ -72,6 +103,6 @@ def _spec(text: str | None, option: str) -> GitIgnoreSpec | None:
     if not patterns:
         raise UsageError(f"{option} names no pattern", hint=f"for example {option} '*.py,*.md'")
     try:
-        return GitIgnoreSpec.from_lines(patterns)
-    except ValueError as exc:
+        return GitIgnoreSpec.from_lines(_Pattern, patterns)
+    except (ValueError, re.error) as exc:
         raise UsageError(f"{option}: {exc}", hint="patterns are in gitignore's syntax") from exc

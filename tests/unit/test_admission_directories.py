@@ -2,6 +2,7 @@
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -360,3 +361,29 @@ def test_a_stage_of_an_earlier_session_is_replaced(take, tmp_path, root):
     (old / "left-over").write_text("x")
     take()
     assert staged(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "glob", ["*" * 300 + "b", "*a" * 30 + "b", "*?" * 30 + "b", "*[!x]" * 30 + "b", "**/a/**/a/**/a*b"]
+)
+def test_no_pattern_takes_longer_than_a_name_is_long(glob):
+    selection = Selection(glob)
+    begun = time.monotonic()
+    assert selection.refused("a" * 250) == "not selected"
+    assert selection.refused("a/" * 60 + "c") == "not selected"
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "wanted"),
+    [("*a*b*c", "xaabbcc", True), ("*a*b*c", "cba", False), ("*a*b/c", "aa/b/c", False), ("*[!a]*b", "a/cb", True),
+     ("x*[!a]*b", "xa/b", False), ("*a*[]x]*.*", "ba]q.c", True), ("**.log", "a/b.log", True)],
+)  # fmt: skip
+def test_stars_match_what_git_says(glob, path, wanted):
+    assert (Selection(glob).refused(path) is None) is wanted
+
+
+@pytest.mark.parametrize("glob", ["[z-a]", "\\", "**/a/**/b/**/c/**/d"])
+def test_a_pattern_that_cannot_be_is_refused(glob):
+    with pytest.raises(UsageError):
+        Selection(glob)
