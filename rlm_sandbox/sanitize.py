@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 
-# C0 but tab and newline; DEL and C1; soft hyphen; Arabic letter mark; zero-width and bidi marks; line and paragraph separators, bidi embeddings
-# and overrides; invisible operators and bidi isolates; BOM; interlinear annotation; variation selectors stay (emoji need them); tags; surrogates.
+# C0 but tab and newline; DEL and C1; line and paragraph separators; surrogates; and all that Unicode lets a display ignore (bidi marks and
+# overrides, zero-width and invisible operators, fillers, tags, and variation selectors but the two that tell emoji from text).
 _HOSTILE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "|(?<=[\ufe00-\ufe0f])[\ufe0e\ufe0f]"  # a row of them shows nothing and can carry any text
 )
 
 

@@ -27,7 +27,11 @@ def test_making_visible_twice_changes_nothing_more(text):
     assert visible(once) == once
 
 
-@given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S", "Zs"])))
+FILLERS = "\u115f\u1160\u3164\uffa0"
+"""Letters by category that no display shows."""
+
+
+@given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_characters=FILLERS)))
 def test_ordinary_text_is_left_alone(text):
     assert visible(text) == text
 
@@ -47,6 +51,11 @@ def test_a_line_is_one_bounded_line(text, limit):
         ("a\r\nb\rc", "a\nb\\x0dc"),
         ("\u202e", "\\u202e"),
         ("\U000e0041", "\\U000e0041"),
+        ("\U000e0100", "\\U000e0100"),
+        ("a\ufe00", "a\\ufe00"),
+        ("\u2764\ufe0f \u2764\ufe0e", "\u2764\ufe0f \u2764\ufe0e"),
+        ("\u2764\ufe0f\ufe0f\ufe0e", "\u2764\ufe0f\\ufe0f\\ufe0e"),
+        ("\u3164\u115f\u034f\u180b\U0001d173", "\\u3164\\u115f\\u034f\\u180b\\U0001d173"),
         ("\ud800", "\\ud800"),
         ("\u2028", "\\u2028"),
         ("tab\tstays\n", "tab\tstays\n"),
