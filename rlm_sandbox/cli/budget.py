@@ -32,7 +32,7 @@ from rlm_sandbox.errors import UsageError
 @click.option("--clear-token-limit", is_flag=True, help="Remove the cap on tokens.")
 @click.option("--clear-token-warning", is_flag=True, help="Remove the warning threshold.")
 @click.option(
-    "--set-cost-limit", type=click.FloatRange(min=0), default=None, metavar="USD", help="Set the cap on money."
+    "--set-cost-limit", type=click.FloatRange(min=0, max=1e9), default=None, metavar="USD", help="Set the cap on money."
 )
 @click.option("--history", is_flag=True, help="List the calls: time, model, tokens, cost, cache, attempts.")
 @click.option("--verify", is_flag=True, help="Derive every sum of the ledger anew from its events.")

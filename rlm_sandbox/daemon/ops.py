@@ -343,13 +343,38 @@ def _check_types(args: dict[str, Any]) -> None:
             )
         if value is None:
             continue
-        wrong = type(value) not in wanted
-        if wrong or (type(value) in _NUMBER and not 0 <= value <= NUMBER_MAX):
-            raise UsageError(f"{name} makes no sense: {str(value)[:40]}", hint="see rlm-sandbox --help")
+        most = USD_MAX if name == "set_cost_limit" else NUMBER_MAX
+        wrong = type(value) not in wanted or not _is_text(value) or (name in _TEXTS and not _are_texts(value))
+        if wrong or (type(value) in _NUMBER and not 0 <= value <= most):
+            raise UsageError(f"{name} makes no sense: {one_line(str(value), 40)}", hint="see rlm-sandbox --help")
 
+
+_TEXTS = ("environment", "engine")
+
+
+def _are_texts(value: Any) -> bool:
+    return all(isinstance(text, str) and _is_text(text) for text in value.values())
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value, or what a mapping holds, can be a name of the system: no null character, nothing that is no Unicode but a name's odd bytes."""
+    if isinstance(value, dict):
+        return all(map(_is_text, [*value, *value.values()]))
+    try:
+        return not isinstance(value, str) or b"\0" not in value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+
+
+USD_MAX = 10**9
+"""As a start's ``--cost-limit``; what is counted in micro-USD then fits the ledger's integers many times."""
 
 NUMBER_MAX = 2**53
 """What JSON carries exactly; beyond any sensible time, size or count. Also keeps infinity and NaN out."""
+
+
+_NEEDED = {"start": ("input", "--input"), "export": ("target", "-o")}
+"""What an operation cannot do without, and the option that says it."""
 
 
 async def perform(ctx: Context, op: str, args: dict[str, Any], body: bytes) -> dict[str, Any] | bytes:
@@ -358,8 +383,9 @@ async def perform(ctx: Context, op: str, args: dict[str, Any], body: bytes) -> d
     if operation is None:
         raise UsageError(f"unknown operation {op[:40]!r}", hint="client and daemon differ: rlm-sandbox broker stop")
     _check_types(args)
-    if op == "start" and not args.get("input"):
-        raise UsageError("no input was named", hint="use --input PATH")
+    needed, option = _NEEDED.get(op, ("", ""))
+    if needed and not args.get(needed):
+        raise UsageError(f"no {needed} was named", hint=f"use {option} PATH")
     document = await operation(ctx, args, body)
     if isinstance(document, (dict, bytes)):
         return document
