@@ -64,6 +64,11 @@ class EngineInfo:
     desktop: bool
     host: str
 
+    @property
+    def remapped(self) -> bool:
+        """Whether the users in a container are others on the host, of which there are few."""
+        return self.rootless or any("name=userns" in option for option in self.security_options)
+
 
 class Engine:
     """An engine that answered. Thread-safe as far as docker-py is: calls share one connection pool."""

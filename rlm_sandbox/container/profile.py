@@ -23,6 +23,9 @@ MIB = 1024 * 1024
 UID = GID = 65534
 """Nobody: owns nothing on any common host, and exists without an /etc/passwd."""
 
+UIDS = range(0x70000000, 0x7FFFFFFF)
+"""Users that no distribution, container manager or directory service gives out; the engine takes none beyond 31 bits."""
+
 MEMORY = 2048 * MIB
 """A pandas frame over a 64 MiB context (the largest real str) peaks near 1 GiB; twice that leaves room for a pool."""
 
@@ -63,6 +66,7 @@ THREADS = 2
 ENV_NAMES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "POLARS_MAX_THREADS")
 
 MASKED_PATHS = (
+    "/dev/pts",
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -76,7 +80,8 @@ MASKED_PATHS = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-"""What current engines hide, listed so that older ones hide it too."""
+"""What current engines hide, listed so that older ones hide it too; and the pseudo-terminals, of which all containers of a host share some
+three thousand: a session that opened them all would keep every other container from having one."""
 
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
@@ -104,6 +109,16 @@ class Mount:
             "ReadOnly": True,
             "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
         }
+
+
+def own_uid(*names: str) -> int:
+    """Return the user of what ``names`` name, always the same one for the same names.
+
+    The kernel counts pages in pipes, watches of epoll, queued signals and descriptors in flight for each user, across containers: sessions
+    that shared one could take them from each other.
+    """
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).digest()
+    return UIDS[int.from_bytes(digest[:8], "big") % len(UIDS)]
 
 
 def default_cpus(host_cpus: int | None = None) -> float:

@@ -222,7 +222,8 @@ def _mount_allowed(line: str, admitted: Admitted, profile: RunProfile) -> bool:
     if target in ENGINE_FILES:
         return "ro" in flags
     if target in SYSTEM_MOUNTS:
-        return kind in SYSTEM_MOUNTS[target]
+        masked = target == "/dev/pts" and kind == "tmpfs" and "ro" in flags
+        return masked or kind in SYSTEM_MOUNTS[target]
     masks = {"proc", "sysfs", "tmpfs", "cgroup", "devtmpfs"}
     return target.startswith(("/proc/", "/sys/")) and kind in masks
 

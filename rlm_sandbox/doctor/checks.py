@@ -140,7 +140,7 @@ def _engine(info: EngineInfo) -> Iterator[Finding]:
         yield Finding("rootless", "ok", "the engine runs without root: a second wall behind the container's")
     else:
         yield Finding("rootless", "ok", "no: the engine runs as root")
-    remapped = any("name=userns" in option for option in info.security_options)
+    remapped = info.remapped and not info.rootless
     yield Finding(
         "user namespaces",
         "ok",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +19,7 @@ from rlm_sandbox.container import gc
 from rlm_sandbox.container.admission import admit
 from rlm_sandbox.container.image import ensure_image
 from rlm_sandbox.container.launch import launch
-from rlm_sandbox.container.profile import RunProfile
+from rlm_sandbox.container.profile import RunProfile, own_uid
 from rlm_sandbox.container.selfcheck import remarks, verify
 from rlm_sandbox.errors import InternalError, InterruptedByUser, UsageError
 from rlm_sandbox.sanitize import visible
@@ -110,6 +110,8 @@ class Start:
         model = self.settings.sub_model or create(self.provider, self.credentials).default_model()
         account = await self._account(model)
         profile = _profile(self.settings)
+        if not (await asyncio.to_thread(engine.info)).remapped:  # where users are mapped there are 65,536
+            profile = replace(profile, uid=own_uid(str(self.home), self.session))
         channel, report = await self._launched(engine, image, profile, admitted)
         go = self._go(admitted, past)
         channel.send(m.Go(go))

@@ -297,3 +297,33 @@ def test_beside_a_fork_bomb_another_session_starts_and_works(cli, log_file):
     assert not [
         pid for pid in pids if Path(f"/proc/{pid}").exists() and b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
+
+
+def test_what_the_kernel_counts_for_each_user_is_no_other_sessions(cli, log_file):
+    """Pages in pipes, watches of epoll, queued signals: a session that has all of its user's leaves the next one its own."""
+    hog = """
+import fcntl, os
+kept, sizes = [], set()
+for _ in range(60):
+    if not os.fork():
+        import signal
+        kept = [os.pipe() for _ in range(400)]
+        sizes = {fcntl.fcntl(write, fcntl.F_GETPIPE_SZ) for _, write in kept}
+        os.write(1, f"{min(sizes)}\\n".encode())
+        signal.pause()
+import time; time.sleep(2)
+"""
+    ask = "import fcntl, os; print(os.getuid(), fcntl.fcntl(os.pipe()[1], fcntl.F_GETPIPE_SZ))"
+    with cli.session(log_file) as one, cli.session(log_file) as other:
+        user, size = cli.exec(ask, "--session", other["session"])["stdout"].split()
+        sizes = cli.exec(hog, "--session", one["session"])["stdout"].split()
+        assert int(size) > min(map(int, sizes)), "the hog got less and less"
+        again = cli.exec(ask, "--session", other["session"])["stdout"].split()
+        assert again == [user, size]
+        assert cli.exec("import os; print(os.getuid())", "--session", one["session"])["stdout"] != f"{user}\n"
+
+
+def test_no_session_takes_the_hosts_pseudo_terminals(cli, log_file):
+    with cli.session(log_file) as one:
+        done = cli.exec("import os\nos.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "--session", one["session"])
+        assert (done["status"], "No such file" in done["error"]) == ("error", True)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from rlm_sandbox.container import seccomp
-from rlm_sandbox.container.profile import MIB, Mount, RunProfile, default_cpus
+from rlm_sandbox.container.profile import MIB, Mount, RunProfile, default_cpus, own_uid
 from rlm_sandbox.errors import UsageError
 
 pytestmark = pytest.mark.unit
@@ -60,6 +60,18 @@ def test_stdin_ends_with_its_writer_and_there_is_no_terminal():
     assert (body["OpenStdin"], body["StdinOnce"], body["Tty"]) == (True, True, False)
     assert all(body[f"Attach{name}"] for name in ("Stdin", "Stdout", "Stderr"))
     assert body["User"] == "65534:65534"
+
+
+def test_every_session_has_a_user_of_its_own_and_keeps_it():
+    users = [own_uid("/home/me", name) for name in ("a", "b", "c", "a")]
+    assert users[0] == users[3]
+    assert len({*users, own_uid("/home/you", "a"), own_uid("/home/me\0a")}) == 4
+    assert all(65536 < user < 2**31 - 1 for user in users)
+    assert config(dataclasses.replace(RunProfile(), uid=users[0]))["User"] == f"{users[0]}:65534"
+
+
+def test_pseudo_terminals_of_which_the_host_has_few_are_hidden():
+    assert "/dev/pts" in config()["HostConfig"]["MaskedPaths"]
 
 
 def test_a_runtime_is_named_only_when_one_is_chosen():

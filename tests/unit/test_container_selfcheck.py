@@ -37,7 +37,7 @@ def good(admitted):
         core=0, root_readonly=True, interfaces=["lo"],
         mounts=[
             "/ overlay ro,relatime,lowerdir=/var/lib/docker/overlay2/l/A", "/proc proc rw,nosuid,nodev,noexec,relatime",
-            "/dev tmpfs rw,nosuid,size=65536k,mode=755", "/dev/pts devpts rw,nosuid,noexec,relatime",
+            "/dev tmpfs rw,nosuid,size=65536k,mode=755", "/dev/pts devpts rw,nosuid,noexec,relatime", "/dev/pts tmpfs ro,relatime",
             "/sys sysfs ro,nosuid,nodev,noexec,relatime", "/sys/fs/cgroup tmpfs rw,nosuid,nodev,noexec,relatime,mode=755",
             "/sys/fs/cgroup/memory cgroup ro,nosuid,nodev,noexec,relatime,memory", "/dev/mqueue mqueue rw,nosuid,nodev",
             "/tmp tmpfs rw,nosuid,nodev,noexec,relatime,size=262144k,nr_inodes=16384", "/input/a.log ext4 ro,relatime",
@@ -84,6 +84,7 @@ BROKEN = [
     ({"mounts": ["/ overlay rw,relatime"]}, "mounts"),
     ({"mounts": ["/var/run/docker.sock tmpfs rw"]}, "mounts"),
     ({"mounts": ["/etc/secrets tmpfs ro"]}, "mounts"),
+    ({"mounts": ["/dev/pts tmpfs rw"]}, "mounts"),
     ({"mounts": ["/tmp ext4 rw,noexec,nosuid,nodev"]}, "mounts"),
     ({"mounts": ["/tmp tmpfs rw,nosuid,nodev"]}, "mounts"),
     ({"mounts": ["/tmp tmpfs rw,nosuid,nodev,noexec"]}, "mounts"),
