@@ -59,7 +59,10 @@ class _Seeded:
 
 
 def freeze(epoch: int) -> None:
-    """Stop ``time`` and ``datetime`` at ``epoch``. Clocks that measure (``monotonic``, ``perf_counter``) and ``sleep`` go on."""
+    """Stop ``time`` and ``datetime`` at ``epoch``. Clocks that measure (``monotonic``, ``perf_counter``) and ``sleep`` go on.
+
+    So do the clocks of programs that a cell starts, and of libraries that ask the kernel themselves (sqlite).
+    """
     _freeze_time(epoch)
     _freeze_datetime(epoch)
 
@@ -68,7 +71,13 @@ def _freeze_time(epoch: int) -> None:
     import time  # noqa: PLC0415 - only where the clock is stopped
 
     real_localtime, real_gmtime, real_ctime = time.localtime, time.gmtime, time.ctime
-    real_asctime, real_strftime, real_clock = time.asctime, time.strftime, time.clock_gettime
+    real_asctime, real_strftime = time.asctime, time.strftime
+    real_clock, real_clock_ns = time.clock_gettime, time.clock_gettime_ns
+    calendars = {
+        0,
+        5,
+        11,
+    }  # CLOCK_REALTIME, its coarse sister, and TAI, by their numbers: not every platform names them
 
     def localtime(secs: float | None = None) -> time.struct_time:
         return real_localtime(epoch if secs is None else secs)
@@ -84,10 +93,12 @@ def _freeze_time(epoch: int) -> None:
         "ctime": lambda secs=None: real_ctime(epoch if secs is None else secs),
         "asctime": lambda t=None: real_asctime(localtime() if t is None else t),
         "strftime": strftime,
-        "clock_gettime": lambda clock: float(epoch) if clock == time.CLOCK_REALTIME else real_clock(clock),
+        "clock_gettime": lambda clock: float(epoch) if clock in calendars else real_clock(clock),
+        "clock_gettime_ns": lambda clock: epoch * 10**9 if clock in calendars else real_clock_ns(clock),
     }
     for name, function in changes.items():
-        setattr(time, name, function)
+        # As the built-in it stands for, it does not become a method where a class has it: logging.Formatter.converter.
+        setattr(time, name, staticmethod(function))
 
 
 def _freeze_datetime(epoch: int) -> None:
