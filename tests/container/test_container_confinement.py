@@ -138,8 +138,7 @@ async def test_calls_of_another_architecture_end_the_process(probe, unconfined):
 
 
 TERMINAL = """
-import fcntl, pty
-master, slave = (os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY), None)
+master = os.open("/dev/null", os.O_RDWR)  # a container has no terminal at all; what the filter refuses, it refuses for any descriptor
 def ioctl(fd, request):
     return call(16, fd, request, ctypes.create_string_buffer(b"x"))
 out = {"sti": ioctl(master, 0x5412), "sti_high": ioctl(master, 0x5412 | (1 << 32)), "ficlone": ioctl(master, 0x40049409)}
