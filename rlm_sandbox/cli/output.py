@@ -15,9 +15,23 @@ from rlm_sandbox.sanitize import one_line, visible
 
 TYPE_CHECKING = False  # as typing has it, see the package
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from rlm_sandbox.errors import RLMError
+
+
+_displays: list[Callable[[], None]] = []
+
+
+def displayed(stop: Callable[[], None]) -> None:
+    """Have a progress display taken off the screen before anything is printed; ``stop`` may be called often."""
+    _displays.append(stop)
+
+
+def _clear() -> None:
+    for stop in _displays:
+        stop()
 
 
 def document(value: dict[str, Any], form: str, kind: str) -> None:
@@ -48,6 +62,7 @@ def raw(data: bytes) -> None:
     if sys.stdout.isatty():
         _write(visible(data.decode("utf-8", "replace")))
         return
+    _clear()
     sys.stdout.flush()
     view = memoryview(data)
     try:
@@ -64,10 +79,12 @@ def text(value: str) -> None:
 
 def note(line: str) -> None:
     """Print one diagnostic line on stderr."""
+    _clear()
     print(line, file=sys.stderr, flush=True)
 
 
 def _write(value: str) -> None:
+    _clear()
     try:
         sys.stdout.write(value)
         sys.stdout.flush()

@@ -1,6 +1,7 @@
 """What a person at a terminal sees while a command works; never used in a pipe.
 
-Everything is drawn on stderr and gone at the end, so that what remains on the screen is the command's own output.
+Everything is drawn on stderr and gone before anything is printed, so that what remains on the screen is the command's own output. The
+streams are left alone: rich would send what is printed meanwhile, the document above all, to the stream it draws on.
 """
 
 from __future__ import annotations
@@ -8,26 +9,35 @@ from __future__ import annotations
 import atexit
 from typing import Any
 
+import rich.live
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.status import Status
+from rich.spinner import Spinner
 from rich.text import Text
+
+from rlm_sandbox.cli import output
 
 
 class Live:
     """Shows the newest progress document as one line."""
 
     def __init__(self) -> None:
-        self._status = Status("...", console=Console(stderr=True))
-        self._started = False
+        self._spinner = Spinner("dots", style="status.spinner")
+        self._live = rich.live.Live(
+            self._spinner,
+            console=Console(stderr=True),
+            refresh_per_second=12.5,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        output.displayed(self._live.stop)
+        atexit.register(self._live.stop)
 
     def __call__(self, document: dict[str, Any]) -> None:
         """Show a progress document."""
-        if not self._started:
-            self._started = True
-            self._status.start()
-            atexit.register(self._status.stop)
-        self._status.update(Text(line(document)))
+        self._spinner.update(text=Text(line(document)))
+        self._live.start()
 
 
 class Bar:
@@ -43,7 +53,10 @@ class Bar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
+        output.displayed(self._progress.stop)
         self._task = self._progress.add_task("starting", total=None, spent="")
         self._progress.start()
         atexit.register(self._progress.stop)
@@ -52,7 +65,9 @@ class Bar:
         """Show a progress document."""
         if document.get("done"):
             self._progress.stop()
-        elif "message" in document:
+            return
+        self._progress.start()
+        if "message" in document:
             self._progress.update(self._task, description=str(document["message"]))
         else:
             self._progress.update(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
 
 import pytest
 from rich.console import Console
 
-from rlm_sandbox.cli import progress
+from rlm_sandbox.cli import output, progress
 
 pytestmark = pytest.mark.unit
 
@@ -36,5 +38,23 @@ def test_a_message_is_shown_as_it_is_and_never_as_markup(monkeypatch):
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=80))
     live = progress.Live()
     live({"message": "staging [red]3[/red] files"})
-    live._status.stop()
+    live._live.stop()
     assert "[red]3[/red]" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("display", "told"), [(progress.Live, {"message": "staging"}), (progress.Bar, DOCUMENT)])
+def test_a_document_goes_to_stdout_while_progress_is_shown_on_a_terminal(monkeypatch, display, told):
+    screen, printed = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=20))
+    monkeypatch.setattr(output, "_displays", [])
+    monkeypatch.setattr(sys, "stdout", printed)
+    show = display()
+    show(told)
+    document = {"key": "longer than the terminal is wide"}
+    output.document(document, "json", "any")
+    assert json.loads(printed.getvalue()) == document
+    assert "key" not in screen.getvalue()
+    drawn = len(screen.getvalue())
+    show(told)  # it comes back where a command goes on
+    output.document(document, "json", "any")
+    assert len(screen.getvalue()) > drawn
