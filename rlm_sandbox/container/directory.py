@@ -38,6 +38,9 @@ SPACE_EVERY = 256 * 1024 * 1024
 WHOLE_MAX = 4 * 1024 * 1024
 """Bytes read in one piece: the default limit of a file. Larger ones are copied by the kernel and then counted."""
 
+MOUNTED_ONLY = {"not readable by everyone", "name not UTF-8"}
+"""Why a file is left out of a directory that is mounted, and would not be of one that is staged."""
+
 TREE = "tree"
 INDEX = "index.jsonl"
 
@@ -300,7 +303,12 @@ def _refuse_nothing(files: int, skipped: Skipped, path: Path) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
     if not reasons:
         raise InputError(f"{shown(path)} is empty", hint="pass a directory with files")
-    raise InputError(f"no files matched under {shown(path)}: {reasons}", hint="check --glob and --exclude")
+    hint = (
+        "leave out --bind: a staged file need not be readable by everyone, nor its name be UTF-8"
+        if MOUNTED_ONLY & skipped.counts.keys()
+        else "check --glob and --exclude"
+    )
+    raise InputError(f"no files matched under {shown(path)}: {reasons}", hint=hint)
 
 
 _WORTH_A_WARNING = {

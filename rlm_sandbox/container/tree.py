@@ -127,7 +127,7 @@ class Walker:
                     stack.append(found)
                     if len(stack) > DEPTH_MAX:
                         raise InputError(
-                            f"the directory nests deeper than {DEPTH_MAX}",
+                            f"the directory nests deeper than {DEPTH_MAX}: {level.prefix[:80]!r}...",
                             hint="start at a deeper folder, or use --exclude",
                         )
                 elif found is not None:

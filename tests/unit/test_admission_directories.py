@@ -205,7 +205,7 @@ def test_counts_have_limits_and_nothing_remains_of_the_try(take, tmp_path, root,
 
 def test_depth_has_a_limit(take, root):
     fill(root, "/".join("d" * 70) + "/x")
-    with pytest.raises(InputError, match="nests deeper"):
+    with pytest.raises(InputError, match=r"nests deeper than 64: 'd/d/d"):
         take()
 
 
@@ -387,3 +387,11 @@ def test_stars_match_what_git_says(glob, path, wanted):
 def test_a_pattern_that_cannot_be_is_refused(glob):
     with pytest.raises(UsageError):
         Selection(glob)
+
+
+def test_what_only_a_mount_leaves_out_is_told_how_to_get_in(take, root):
+    fill(root, "a")
+    (root / "a").chmod(0o600)
+    with pytest.raises(InputError) as caught:
+        take(mode="bind")
+    assert "leave out --bind" in caught.value.hint
