@@ -6,7 +6,7 @@ looks at the document. Text that is ASCII so far has equal byte and character po
 
 ``anchors`` are positions known beforehand (the files of a directory come with their lengths): a question about the
 last file does not read the ones before it. Between two anchors the character table is always a filled prefix followed
-by unknown entries (-1), which is what makes it searchable.
+by unknown entries (-1), which is what makes it searchable; a grid point at the second anchor itself may be known before them.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class Document:
         while i <= limit and (before := self._chars_before(i, anchor)) <= char:
             i = limit + 1 if i == limit else min(limit, i + max(1, (char - before) // self.block))
         if i > first:
-            start, chars = self.edge(i - 1), self._chars[i - 1]
+            # Looked up and not read: a file that begins at a grid point has that point known while those before it are not.
+            start, chars = self.edge(i - 1), self._chars_before(i - 1, anchor)
         end = self.edge(i) if i <= limit else stop
         if char == chars:
             return start

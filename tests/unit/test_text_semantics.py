@@ -2,13 +2,16 @@
 
 import itertools
 import re
+from array import array
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlm_sandbox.guest import cells, doors, regex, utf8
+from rlm_sandbox.guest.document import Document
 from rlm_sandbox.guest.errors import TooLarge
+from rlm_sandbox.guest.source import BytesSource
 from rlm_sandbox.guest.text import Text
 
 pytestmark = pytest.mark.unit
@@ -350,6 +353,24 @@ def test_re_takes_a_text_and_other_doors_say_what_to_do(monkeypatch):
     for source in ("raise TypeError('Text')\nclass Text: pass", "raise ValueError('Text')", "1 + 'a'"):
         assert ("hint" in cells.run(1, source.encode(), names)[1]) == source.startswith("raise T")
     assert "hint" not in cells.run(1, b"class Text: pass\nraise TypeError('Text')", names)[1]
+
+
+@given(st.lists(st.lists(st.sampled_from([*WORDS[:8], "xxxx"]), max_size=9), min_size=1, max_size=4), st.data())
+@settings(max_examples=300)
+@example([["\u20ac", "x", "\ufffd", "\x00", "xxxx", "x"], ["xxxx", "\ufffd", "\u00e9", "\U0001f600"]], None)
+def test_positions_known_beforehand_agree_with_those_that_are_counted(files, data):
+    texts = ["".join(words).replace("\ufffd", "\x80") + "=" for words in files]
+    starts, chars, raw = array("q", [0]), array("q", [0]), b""
+    for text in texts:
+        raw += b"".join(b"\x80" if char == "\x80" else char.encode() for char in text)
+        starts.append(len(raw))
+        chars.append(chars[-1] + len(text))
+    asked = data.draw(st.lists(st.integers(0, chars[-1]), max_size=4)) if data else [13, 15, 9, 8, 7]
+    doc = Document(BytesSource(raw), block=4, anchors=(starts, chars))
+    for char in asked:
+        at = utf8.byte_length(raw, char)
+        assert doc.byte_at(char) == at
+        assert doc.char_at(at) == char
 
 
 def test_a_byte_order_mark_stays_as_a_character():
