@@ -60,6 +60,17 @@ class Entry(dict[str, Any]):
 
     __hash__ = None  # as a dict
 
+    def copy(self) -> dict[str, Any]:
+        """Return a plain ``dict`` of it."""
+        self._fill()
+        return dict(self)
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
     def keys(self) -> Any:
         """Return the keys."""
         self._fill()

@@ -213,6 +213,15 @@ def test_any_chunk_can_be_had_by_its_number(tmp_path, str_max, by):
             made[key]
 
 
+def test_the_entry_of_a_lazy_file_is_a_whole_dict_however_it_is_taken(tmp_path):
+    (tmp_path / "f").write_bytes("\u00e9\n".encode() * 50)
+    whole = {"path": "f", "start": 0, "end": 100, "chars": 100}
+    for take in (dict, lambda e: e.copy(), lambda e: e | {}, lambda e: {} | e, lambda e: {**e}, copy.deepcopy,
+                 lambda e: json.loads(json.dumps(e)), lambda e: pickle.loads(pickle.dumps(e)), lambda e: dict(e.items())):  # fmt: skip
+        (entry,) = build_file(tmp_path / "f", 10, name="f")["context_files"]
+        assert take(entry) == whole
+
+
 def test_texts_can_be_copied_and_pickled_and_outlive_their_copies(tmp_path):
     (tmp_path / "f").write_bytes(b"a\xc3\xa9\n\xff\r\nword  \n\n\xf0\x9f\x98\x80" * 30)
     names = [build_file(tmp_path / "f", 50), build_directory(tmp_path, FILES, str_max=50)]
