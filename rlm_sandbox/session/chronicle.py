@@ -164,7 +164,7 @@ class Chronicle:
             outcome.notes.insert(0, changed)
         live.recall(plan.past)
         cut = plan.cut_off
-        if cut is not None and outcome.divergence is None:
+        if cut is not None and outcome.divergence is None and self.journal.holds(cut.code):
             self.recorder.rerun(cut, self.journal.read, strict=False)
             await live.continue_cell(cut.number, self.journal.read(cut.code), cut.timeout_s)
             outcome.continuing = cut.number

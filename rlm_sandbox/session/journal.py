@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rlm_sandbox.errors import BundleError, UsageError
-from rlm_sandbox.session.pack import Pack
+from rlm_sandbox.session.pack import Pack, open_record
 from rlm_sandbox.session.records import JOURNAL_VERSION, adapter
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         _set_aside_other_versions(folder)
         self._pack = Pack(folder)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(folder / NAME, flags, 0o600)
+        self._file = open_record(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self._seq, self._last = self._recover()
         self.closed = False
         self._syncer = _Syncer((self._pack.file, self._file))
@@ -101,6 +100,14 @@ class Journal:
     def read(self, digest: str) -> bytes:
         """Return a blob; ``KeyError`` when it is not here."""
         return self._pack.get(digest)
+
+    def holds(self, digest: str) -> bool:
+        """Tell whether a blob is here and whole."""
+        try:
+            self._pack.get(digest)
+        except KeyError:
+            return False
+        return True
 
     def sync(self) -> None:
         """Return when everything that was written is on the disk."""
@@ -160,11 +167,13 @@ class _Syncer:
 def _set_aside_other_versions(folder: Path) -> None:
     """Keep a journal of an older version under another name, and refuse one of a newer version rather than write into it."""
     path = folder / NAME
+    if not path.is_file():
+        return
     try:
         with path.open("rb") as stream:
             version = json.loads(stream.readline(LINE_MAX)).get("v")
-    except (FileNotFoundError, ValueError, AttributeError):
-        return
+    except (OSError, ValueError, AttributeError):
+        return  # what it is instead, its opening says
     if isinstance(version, int) and version > JOURNAL_VERSION:
         raise UsageError(
             f"the journal of {folder.name} was written by a newer version",

@@ -459,7 +459,7 @@ class LiveSession:
     def recall(self, past: Past) -> None:
         """Take up the numbering and the final answer of an earlier life."""
         self._cell = past.last_cell
-        if past.final is not None and self.store.final.exists():
+        if past.final is not None and self.store.final.is_file():
             length = len(self.store.read_final().decode("utf-8", "replace"))
             self._final = documents.final(
                 self.store, past.final.kind, past.final.name, length, preview=self.settings.stdout_max

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 from typing import TYPE_CHECKING
 
 import zstandard
 
-from rlm_sandbox.errors import InternalError
+from rlm_sandbox.errors import BundleError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,11 +31,14 @@ _LEVEL = 3
 
 
 class Pack:
-    """Bytes by digest. ``write=False`` opens what another process may be appending to and ignores a torn tail."""
+    """Bytes by digest. ``write=False`` opens what another process may be appending to and ignores a torn tail.
+
+    Raises:
+        BundleError: the file cannot be opened.
+    """
 
     def __init__(self, folder: Path, *, write: bool = True) -> None:
-        flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
-        self._file = os.open(folder / NAME, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._file = open_record(folder / NAME, os.O_RDWR | os.O_CREAT if write else os.O_RDONLY)
         self._where: dict[str, tuple[int, int, int]] = {}
         self._end = self._scan()
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
@@ -94,6 +98,22 @@ class Pack:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def open_record(path: Path, flags: int) -> int:
+    """Open a file of a record, made private. Raises :class:`BundleError` where it is none, or is gone."""
+    try:
+        file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return file
+        os.close(file)
+        why = "not a regular file"
+    except OSError as exc:
+        why = exc.strerror
+    raise BundleError(
+        f"the record of session {path.parent.name} cannot be opened: {path.name}: {why}",
+        hint="its folder was changed; rlm-sandbox forget removes what is left of it",
+    )
 
 
 def _write(file: int, data: bytes, at: int) -> None:

@@ -175,7 +175,8 @@ async def replay(
     stage = _Stage(past, read, source, home, progress)
     try:
         stage.host = await Host.open(folder, engine_host=environment.engine_host())
-        stage.host.policy = load_policy(home)
+        # What is bought from whom is no matter of a replay: answers come from the record.
+        stage.host.policy = load_policy(home).model_copy(update={"providers": None, "models": None})
         await stage.run()
     finally:
         if stage.host is not None:

@@ -81,7 +81,7 @@ class Plan:
 
 
 def load(store: Store) -> Past:
-    """Read a session's own journal; blocks. Raises :class:`BundleError` when it is damaged, ``FileNotFoundError`` when there is none."""
+    """Read a session's own journal; blocks. Raises :class:`BundleError` when it is damaged, ``OSError`` when there is none to read."""
     return Past.of(journals.read(journals.lines(store.folder / journals.NAME), torn=True))
 
 
@@ -113,8 +113,12 @@ async def restore(chronicle: Chronicle, plan: Plan, why: Why, progress: Callable
 async def _again(chronicle: Chronicle, cell: PastCell, *, strict: bool) -> tuple[Divergence | None, str | None]:
     """Run one cell again; return where it diverged, and what is worth telling though it did not."""
     read = chronicle.journal.read
+    try:
+        code = read(cell.code)
+    except KeyError:
+        return Divergence(cell.number, None, "its code is no longer in the record"), None
     chronicle.recorder.rerun(cell, read, strict=strict)
-    run = await chronicle.run_again(read(cell.code), cell.number, seconds_for(cell))
+    run = await chronicle.run_again(code, cell.number, seconds_for(cell))
     found = chronicle.recorder.divergence
     if found is not None:
         return found, None
@@ -145,8 +149,8 @@ def earlier_life(store: Store) -> tuple[Past | None, list[str]]:
     """Return what a session did before, and what is to be told about it; a journal that cannot be read is set aside. Blocks."""
     try:
         past = load(store)
-    except FileNotFoundError:
-        return None, []
+    except OSError:
+        return None, []  # there is none; if there is something else, its opening says so
     except BundleError as exc:
         path = store.folder / journals.NAME
         path.replace(path.with_name(f"journal-damaged-{path.stat().st_mtime_ns}.jsonl"))

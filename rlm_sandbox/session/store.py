@@ -96,7 +96,13 @@ class Store:
             UsageError: another process has it.
         """
         self.create()
-        lock = os.open(self.claimed_at, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            lock = os.open(self.claimed_at, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise PrerequisiteError(
+                f"session {self.folder.name} cannot be locked: {self.claimed_at}: {exc.strerror}",
+                hint="remove what lies there, or choose another --session",
+            ) from exc
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -146,6 +152,10 @@ class Store:
                 f"session {self.folder.name} has no final answer",
                 hint="call FINAL(answer) or FINAL_VAR('name') in a cell first",
             ) from None
+        except OSError as exc:
+            raise PrerequisiteError(
+                f"the final answer cannot be read: {self.final}: {exc.strerror}", hint="remove what lies there"
+            ) from exc
 
     def drop_stage(self) -> None:
         """Remove the copy of the input."""

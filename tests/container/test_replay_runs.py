@@ -124,7 +124,9 @@ def test_a_run_that_hangs_on_its_limits_replays_with_them(fresh, elsewhere, log_
     assert done["status"] == "ok"
     fresh.ok("export", "--session", "limits", "-o", str(tmp_path / "run.rlm"))
     assert elsewhere.ok("replay", str(tmp_path / "run.rlm"))["identical"] is True
-    (elsewhere.path / "policy.toml").write_text('max_open_files = 90\nmax_tmpfs = "10m"\n')
+    (elsewhere.path / "policy.toml").write_text(
+        'max_open_files = 90\nmax_tmpfs = "10m"\nproviders = ["anthropic"]\nmodels = ["another"]\n'
+    )
     lowered = elsewhere("replay", str(tmp_path / "run.rlm"))
     assert lowered.code == 10
     assert "open_files is 90 here, 99 in the record" in lowered.doc["warnings"]

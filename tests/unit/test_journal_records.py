@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,8 @@ from rlm_sandbox.errors import BundleError, UsageError
 from rlm_sandbox.session import journal as journals
 from rlm_sandbox.session.journal import Journal
 from rlm_sandbox.session.pack import Pack
+from rlm_sandbox.session.past import Past
+from rlm_sandbox.session.resume import Plan, restore
 from tests.support.recorded import record_run
 
 pytestmark = pytest.mark.unit
@@ -177,3 +180,41 @@ def test_a_damaged_text_is_not_given_out(tmp_path):
     with pytest.raises(KeyError):
         again.get(name)
     again.close()
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "blobs.pack"])
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_what_is_no_file_is_no_record(tmp_path, name, kind):
+    path = tmp_path / name
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(BundleError):
+        Journal(tmp_path)
+    if name == "blobs.pack":
+        with pytest.raises(BundleError):
+            Pack(tmp_path, write=False)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_pack_that_is_gone_is_a_damaged_record(tmp_path):
+    with pytest.raises(BundleError):
+        Pack(tmp_path, write=False)
+
+
+async def test_a_cell_whose_code_is_gone_ends_the_restoring_and_is_named(folder):
+    past = Past.of(journals.read(journals.lines(folder / "journal.jsonl")))
+    (folder / "blobs.pack").write_bytes(b"")
+    journal = Journal(folder)
+    chronicle = SimpleNamespace(
+        journal=journal, recorder=SimpleNamespace(divergence=None), deaths=0, again_done=lambda: None,
+        write=lambda kind, **body: None,
+    )  # fmt: skip
+    assert journal.holds(past.cells[1].code) is False
+    outcome = await restore(chronicle, Plan(past), "reopened", lambda _: None)
+    assert (outcome.divergence.cell, outcome.cells) == (1, [])
+    assert "no longer in the record" in outcome.divergence.what
+    journal.close()
