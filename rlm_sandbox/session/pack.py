@@ -109,7 +109,7 @@ def open_record(path: Path, flags: int) -> int:
         os.close(file)
         why = "not a regular file"
     except OSError as exc:
-        why = exc.strerror
+        why = exc.strerror or str(exc)
     raise BundleError(
         f"the record of session {path.parent.name} cannot be opened: {path.name}: {why}",
         hint="its folder was changed; rlm-sandbox forget removes what is left of it",
