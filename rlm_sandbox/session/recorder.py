@@ -129,6 +129,14 @@ class Script:
         return sorted((self._calls[each] for open_ in self._open.values() for each in open_), key=lambda c: c.ordinal)
 
 
+FREE_MAX = 256 * 1024 * 1024
+"""Bytes that one life of a session may have recorded of what costs nothing: calls that were refused, with their prompts, and calls answered from the
+cache. Ten thousand refused prompts of 25 KB; what is paid for is bounded by the budget. Without this a cell that asks in vain fills the disk."""
+
+LINE = 1024
+"""Bytes that a call or a question takes in the journal, about."""
+
+
 class Recorder:
     """What :class:`~rlm_sandbox.session.asks.Asks` asks. ``cell`` tells the running cell, ``on_cut`` ends a replayed cell that was cut by a clock."""
 
@@ -142,6 +150,7 @@ class Recorder:
         self._waiting_since = 0.0
         self._waited: dict[int, float] = defaultdict(float)
         self._tasks: set[asyncio.Task[Answer]] = set()
+        self._free = FREE_MAX
         self.on_cut: Callable[[int], None] = lambda _: None
         self.divergence: Divergence | None = None
 
@@ -249,7 +258,8 @@ class Recorder:
         text = None if answer is None else answer.text.encode("utf-8", "replace")
         raw = answer.raw if answer is not None and answer.raw else None
         bulk = [data for data in (*texts, text, raw) if data is not None]
-        if self._journal.closed:
+        size = sum(map(len, bulk)) if answer is None else 0  # what is answered again is kept already
+        if self._journal.closed or ((answer is None or answer.cached) and not self._takes(size)):
             return
         names = {data: self._journal.blob(data) for data in bulk}
         usage = answer.usage if answer is not None else None
@@ -276,6 +286,14 @@ class Recorder:
             error=None if error is None else _failure(error),
         )
 
+    def _takes(self, size: int) -> bool:
+        """Whether one more record of what costs nothing is kept. Where it is not, a replay says that the record ends."""
+        if 0 < self._free <= size + LINE:
+            log.warning("no more is recorded of calls that cost nothing: they have filled %d MiB", FREE_MAX >> 20)
+            self._free = 0
+        self._free = max(0, self._free - size - LINE)
+        return self._free > 0
+
     async def budget(self) -> BudgetState:
         """Answer a cell's question for its budget, from the record where there is one: programs branch on it."""
         from rlm_sandbox.models import BudgetState  # noqa: PLC0415 - a heavy module, loaded by now
@@ -290,7 +308,7 @@ class Recorder:
             self.divergence = self.divergence or divergence
             raise DivergenceError(f"the replay left its record at {divergence}", hint="")
         state = budget_state(await self._payer.budget())
-        if not self._journal.closed:
+        if not self._journal.closed and self._takes(0):
             self._journal.append("budget", cell=cell, state=state.model_dump(mode="json"))
         return state
 

@@ -1,12 +1,14 @@
 """Answers from the record: found by what was asked, in the order in which they came, and bought only where the record ends."""
 
 import asyncio
+import os
 
 import pytest
 
-from rlm_sandbox.broker.types import Position, Request
-from rlm_sandbox.errors import DivergenceError, ProviderError
+from rlm_sandbox.broker.types import Answer, Position, Request, Usage
+from rlm_sandbox.errors import DivergenceError, PolicyError, ProviderError
 from rlm_sandbox.session import journal as journals
+from rlm_sandbox.session import recorder as recording
 from rlm_sandbox.session.journal import Journal
 from rlm_sandbox.session.past import Past
 from rlm_sandbox.session.recorder import Recorder
@@ -51,6 +53,34 @@ async def test_a_recorded_error_is_raised_as_it_was(past, journal):
     with pytest.raises(ProviderError) as caught:
         await again.ask(Request("fail c"), Position(1, 2))
     assert (caught.value.message, caught.value.hint, caught.value.code) == ("no answer came", "try again", "overloaded")
+
+
+class Refusing:
+    """A payer that refuses what begins with ``no`` and has the rest in its cache or sells it."""
+
+    async def ask(self, request, position, observer=None):
+        if request.prompt.startswith("no"):
+            raise PolicyError("not allowed", hint="ask for something else")
+        cached = request.prompt == "again"
+        return Answer(text="yes", model="m", usage=Usage(1, 1), cached=cached)
+
+    async def budget(self):
+        raise NotImplementedError
+
+
+async def test_what_costs_nothing_fills_no_disk_and_what_is_paid_for_is_kept(past, journal, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "FREE_MAX", 100_000)
+    asking = recorder(journal, Refusing())
+    for at in range(50):
+        with pytest.raises(PolicyError):
+            await asking.ask(Request("no" + os.urandom(10_000).hex()), Position(9, at))
+    assert (tmp_path / "blobs.pack").stat().st_size < 200_000
+    before = journal._seq
+    for at in range(50):
+        assert (await asking.ask(Request("again"), Position(9, 100 + at))).text == "yes"
+    assert journal._seq == before
+    assert (await asking.ask(Request("buy" + "x" * 200_000), Position(9, 200))).text == "yes"
+    assert journal._seq == before + 1
 
 
 async def test_threads_may_come_in_another_order(past, journal):
