@@ -7,6 +7,7 @@ would cost a batch for one broken byte of the input, and no provider takes it as
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,7 @@ def budget() -> dict[str, Any]:
 def FINAL(answer: object) -> None:  # noqa: N802 - the documented name
     """Give the final answer and end the cell. A value that is not a string becomes JSON if it can, else ``str()`` of it."""
     _kernel().finish("direct", None, _final_text(answer))
+    _leave_threads_quietly()
     raise Finished
 
 
@@ -156,7 +158,20 @@ def FINAL_VAR(name: str) -> None:  # noqa: N802 - the documented name
     if names[name] is None:
         raise RLMError(f"FINAL_VAR: the variable {name[:200]!r} is None", "assign the answer to it first")
     _kernel().finish("var", name, _final_text(names[name]))
+    _leave_threads_quietly()
     raise Finished
+
+
+def _leave_threads_quietly() -> None:
+    """Have a thread that gave the final answer end without a traceback, unless the cell says itself what becomes of its threads' exceptions."""
+    threading: Any = sys.modules.get("threading")
+    if threading is not None and threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _thread_ended
+
+
+def _thread_ended(args: Any) -> None:
+    if args.exc_type is not Finished:
+        sys.modules["threading"].__excepthook__(args)
 
 
 def SHOW_VARS() -> str:  # noqa: N802 - the documented name

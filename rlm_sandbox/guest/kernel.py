@@ -194,7 +194,9 @@ class Kernel:
         return bool(noted)
 
     def _restore_streams(self) -> None:
-        """Give a cell its output back when an earlier one closed or replaced it with something closed."""
+        """Give a cell its streams back when an earlier one closed or replaced one with something closed, as ``exit()`` does with its input."""
+        if getattr(sys.stdin, "closed", True):
+            _reopen_input()
         for name, fd in _STREAMS:
             try:
                 os.fstat(fd)
@@ -202,6 +204,20 @@ class Kernel:
                 os.dup2(self._output_fd, fd)
             if getattr(getattr(sys, name, None), "closed", True):
                 _open_stream(name, fd)
+
+
+def _reopen_input() -> None:
+    """Make descriptor 0 empty input again, unless a cell has got the number for something of its own."""
+    empty = os.open(os.devnull, os.O_RDONLY)
+    if empty != 0:
+        try:
+            os.fstat(0)
+        except OSError:
+            os.dup2(empty, 0)
+        os.close(empty)
+    stream = open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123 - for as long as the kernel lives
+    for name in ("stdin", "__stdin__"):
+        setattr(sys, name, stream)
 
 
 def _open_stream(name: str, fd: int) -> None:

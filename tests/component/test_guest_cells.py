@@ -268,3 +268,20 @@ def test_random_is_seeded_by_the_settings():
         with Guest(settings={"seed": 7}) as guest:
             texts.append(guest.run("import random\nprint(random.random())").text)
     assert texts[0] == texts[1]
+
+
+def test_a_thread_that_gives_the_final_answer_says_nothing_of_it_and_others_say_what_they_must(guest):
+    got = guest.run(
+        "import threading\ndef end(): FINAL('from a thread')\ndef fail(): raise ValueError('mine')\n"
+        "for job in (end, fail):\n    thread = threading.Thread(target=job)\n    thread.start()\n    thread.join()"
+    )
+    assert (got.status, got.final) == ("ok", "from a thread")
+    assert "Finished" not in got.text
+    assert "ValueError: mine" in got.text
+
+
+def test_exit_closes_no_input_for_the_cells_after_it(guest):
+    assert guest.run("kept = 1\nexit()").status == "ok"
+    got = guest.run("import sys\nprint(repr(sys.stdin.read()), kept)\ninput()")
+    assert got.text.startswith("'' 1\n")
+    assert "EOFError" in got.error
