@@ -110,6 +110,43 @@ async def test_missing_token_counts_make_an_answer_unusable(server, connect, api
 
 
 @BOTH
+@pytest.mark.parametrize("usage", [None, [1], "many", 7], ids=str)
+async def test_token_counts_of_another_kind_are_missing_ones_in_a_whole_answer_too(server, connect, api, usage):
+    server.plan = [Fault("whole_with", {"usage": usage})]
+    got = await fail(connect(api))
+    assert (got.code, got.billable, got.retryable) == ("bad_usage", "unknown", False)
+
+
+@BOTH
+@pytest.mark.parametrize("fault", ["reset_after_the_end", "no_end"])
+async def test_what_a_connection_does_after_the_answer_does_not_cost_the_answer(server, connect, api, fault):
+    server.plan = [fault]
+    provider = connect(api)
+    assert (await ask(provider, max_tokens=5000)).text == "pong"
+    assert (await ask(provider)).text == "pong"
+
+
+@BOTH
+async def test_a_content_type_may_be_written_in_capitals(server, connect, api):
+    server.plan = [Fault("headers", {"content_type": "Application/JSON; charset=UTF-8"})]
+    assert (await ask(connect(api))).text == "pong"
+
+
+@BOTH
+async def test_a_request_id_is_one_short_line(server, connect, api):
+    hostile = "\x1b[31m" + "i" * 60_000
+    for fault in (
+        Fault("headers", {"request_id": hostile, "x_request_id": hostile}),
+        Fault("status", {"status": 400, "headers": {"request-id": hostile, "x-request-id": hostile}}),
+    ):
+        server.plan = [fault]
+        provider = connect(api)
+        got = await (ask(provider) if fault.name == "headers" else fail(provider))
+        assert len(got.request_id) <= 128
+        assert got.request_id.isprintable()
+
+
+@BOTH
 @pytest.mark.parametrize(("fault", "code"), [("refusal", "refusal"), ("thinking_only", "no_text")])
 async def test_an_answer_that_is_none_is_paid_for(server, connect, api, fault, code):
     server.plan = [fault]

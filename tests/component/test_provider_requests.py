@@ -1,5 +1,6 @@
 """What is sent to a provider, as it arrives at a server, and how a server's dialect is learnt."""
 
+import asyncio
 import json
 
 import pytest
@@ -91,6 +92,75 @@ async def test_a_schema_becomes_structured_output(server, connect):
     assert sent["output_config"]["format"]["schema"]["properties"]["n"]["type"] == "integer"
     sent = await body(server, connect("openai"), schema=json.dumps(SCHEMA))
     assert sent["response_format"]["json_schema"]["schema"] == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("schema", "form"),
+    [
+        ({"type": ["string", "null"]}, {"anyOf": [{"type": "string"}, {"type": "null"}]}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}, None),
+        ({"type": "string", "pattern": "a+"}, None),
+        ({"enum": ["a", "b", None]}, None),
+    ],
+    ids=str,
+)
+async def test_a_schema_is_sent_in_the_form_that_the_api_knows(server, connect, schema, form):
+    sent = await body(server, connect("anthropic"), schema=json.dumps(schema), prompt="own")
+    found = sent["output_config"]["format"]["schema"]
+    assert found == form if form else found.keys() >= schema.keys() - {"pattern"}
+    assert sent["messages"][-1]["content"][-1]["text"] == "own"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"a": True}},
+        {"type": "object", "properties": {"a": {}}},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": True},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["b"]},
+        {"type": "array"},
+        {"type": "array", "items": False},
+        {"type": "array", "prefixItems": [{"type": "string"}]},
+        {"const": {"a": 1}},
+        {"enum": [{"a": 1}]},
+        {"not": {"type": "string"}},
+        {"$ref": "#/definitions/a", "definitions": {"a": {"type": "string"}}},
+        {"$ref": "#"},
+        {"title": "anything"},
+    ],
+    ids=str,
+)
+async def test_a_schema_that_the_api_has_no_words_for_is_asked_for_in_ours(server, connect, schema):
+    sent = await body(server, connect("anthropic"), schema=json.dumps(schema), prompt="own")
+    assert "output_config" not in sent
+    text = sent["messages"][-1]["content"][-1]["text"]
+    assert text.startswith("own\n\nAnswer with one JSON value")
+    assert text.endswith(json.dumps(schema))
+
+
+async def test_a_schema_that_the_api_refuses_is_asked_for_in_words_by_all_who_had_asked(server, connect):
+    provider = connect("anthropic")
+    server.latency_s = 0.1
+    server.default = Fault("unsupported", {"parameter": "output_config"})
+    got = await asyncio.gather(*(fail(provider, schema=json.dumps(SCHEMA), prompt=f"p{n}") for n in range(5)))
+    assert {(fault.code, fault.billable, fault.retryable) for fault in got} == {("unsupported_parameter", "no", True)}
+    sent = await body(server, provider, schema=json.dumps(SCHEMA), prompt="own")
+    assert sent["messages"][-1]["content"][-1]["text"].endswith(json.dumps(SCHEMA))
+
+
+async def test_what_one_call_learns_of_a_server_does_not_fail_those_under_way(server, connect):
+    provider = connect("openai")
+    server.latency_s = 0.1
+    server.default = Fault("unsupported", {"parameter": "stream_options"})
+    got = await asyncio.gather(*(fail(provider, prompt=f"p{n}") for n in range(5)))
+    assert {(fault.code, fault.retryable) for fault in got} == {("unsupported_parameter", True)}
+    provider = connect("openai")
+    server.plan = [Fault("usage", {"missing": True})] * 5
+    got = await asyncio.gather(*(fail(provider, prompt=f"q{n}") for n in range(5)))
+    assert {(fault.code, fault.retryable) for fault in got} == {("bad_usage", True)}
 
 
 async def test_a_prefix_is_joined_to_the_prompt_as_rlm_skill_did(server, connect):

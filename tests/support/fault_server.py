@@ -310,6 +310,30 @@ class _Wire:
         await self.stream(self.events(), until=3)
         await self.chunk(b"")
 
+    async def fault_reset_after_the_end(self):
+        """The message is whole, the body is not: the connection breaks instead of ending."""
+        self.begin_stream()
+        for event in self.events():
+            await self.chunk(self.encode(event))
+        self.server.billed += 1
+        await asyncio.sleep(0.05)
+        return self.reset()
+
+    async def fault_no_end(self):
+        """The message is whole, and the connection stays silent and open."""
+        self.begin_stream()
+        for event in self.events():
+            await self.chunk(self.encode(event))
+        await asyncio.sleep(3600)
+
+    async def fault_whole_with(self, **fields):
+        """An answer in one piece, with other fields; None leaves one out."""
+        whole = {name: value for name, value in (self.message() | fields).items() if value is not None}
+        await self.send(200, whole)
+
+    async def fault_headers(self, **headers):
+        await self.send(200, self.message(), headers={name.replace("_", "-"): value for name, value in headers.items()})
+
     async def fault_hang_up(self):
         """The connection closes in the middle of a chunked body."""
         await self.stream(self.events(), until=3)

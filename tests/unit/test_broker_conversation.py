@@ -52,7 +52,7 @@ def test_tools_are_part_of_a_requests_name_and_size():
 
 
 def test_the_bound_covers_every_byte_that_is_sent():
-    body = request_body(call(), adaptive=False, transform=lambda schema: schema)
+    body = request_body(call(), adaptive=False, form=None)
     texts = json.dumps([body["messages"], body["tools"]], ensure_ascii=False).replace(
         '"cache_control": {"type": "ephemeral"}', ""
     )
@@ -61,13 +61,13 @@ def test_the_bound_covers_every_byte_that_is_sent():
 
 
 def test_anthropic_gets_messages_and_tools_and_one_mark_at_the_end():
-    body = request_body(call(), adaptive=False, transform=lambda schema: schema)
+    body = request_body(call(), adaptive=False, form=None)
     assert body["tools"] == TOOLS
     assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
     assert "broken" not in json.dumps(body)
     assert body["messages"][-1]["content"][-1]["cache_control"] == {"type": "ephemeral"}
     assert json.dumps(body["messages"]).count("cache_control") == 1
-    assert "cache_control" not in json.dumps(request_body(call(cache=False), adaptive=False, transform=dict))
+    assert "cache_control" not in json.dumps(request_body(call(cache=False), adaptive=False, form=None))
 
 
 def streamed(*events, blocks=True):

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 COUNT_MAX = 10**12
 """Tokens. Far above any bill, and times any price still within the ledger's 64-bit integers."""
 
+REQUEST_ID_MAX = 128
+"""Characters. The longest in use are UUIDs with a few words before them."""
+
 Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+
+
+def short_id(text: str | None) -> str | None:
+    """Return a provider's name for a request as it may be kept with every attempt and shown to people: one short printable line."""
+    return "".join(ch for ch in (text or "")[:REQUEST_ID_MAX] if ch.isprintable()) or None
 
 
 class Strict(BaseModel):
@@ -31,7 +39,7 @@ class Answer:
 
     def __init__(self, *, where: str, request_id: str | None, blocks: bool) -> None:
         self._where = where
-        self._request_id = request_id
+        self._request_id = short_id(request_id)
         self._as_blocks = blocks
         self._text: list[str] = []
         self._thought = False

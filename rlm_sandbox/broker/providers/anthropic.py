@@ -20,6 +20,8 @@ from rlm_sandbox.broker import conversation
 from rlm_sandbox.broker.priming import is_shared
 from rlm_sandbox.broker.providers import endpoint
 from rlm_sandbox.broker.providers.anthropic_message import Message
+from rlm_sandbox.broker.providers.anthropic_schema import structured
+from rlm_sandbox.broker.schema import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +45,9 @@ _ADAPTIVE_SINCE = (4, 6)
 """Models from this version on choose their own amount of thinking, steered by an effort; from 4.7 on they refuse a budget."""
 
 _VERSION = re.compile(r"claude-(?:[a-z]+-)?(\d)(?:[-.](\d)(?!\d))?")
+
+_ABOUT_FORM = re.compile(r"output_config|output_format|json_schema|structured output|schema", re.IGNORECASE)
+"""A refusal that says so is of the form of the answer: a model without structured output, or a schema beyond its limits."""
 
 _CACHEABLE = (
     (re.compile(r"claude-(haiku-4|opus-4-[5-9])"), 4096),
@@ -71,6 +76,7 @@ class AnthropicProvider:
         self._http: Any = None
         self._client: Any = None
         self._adaptive: set[str] = set()
+        self._worded: set[tuple[str, str]] = set()
 
     def default_model(self) -> str:
         """Return the model for sub-calls when nobody names one."""
@@ -83,11 +89,12 @@ class AnthropicProvider:
     async def attempt(self, call: Call, *, timeout_s: float, began: Callable[[], None]) -> Reply:
         """Make one request and read its whole answer. Raises :class:`ProviderFault` only."""
         await self._open()
+        body = request_body(call, adaptive=self._is_adaptive(call.model), form=self._form(call))
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(call, timeout_s, began)
+                return await self._exchange(call, body, timeout_s, began)
         except self._sdk.APIStatusError as error:
-            raise self._refused(call, error) from error
+            raise self._refused(call, body, error) from error
         except (self._sdk.AnthropicError, *self._http.FOREIGN) as error:
             raise self._http.wire_fault(error, self.name) from error
 
@@ -112,23 +119,26 @@ class AnthropicProvider:
             # The constructor adds headers from ANTHROPIC_CUSTOM_HEADERS, for which it has no switch.
             self._client._custom_headers = {}  # noqa: SLF001
 
-    async def _exchange(self, call: Call, timeout_s: float, began: Callable[[], None]) -> Reply:
-        body = request_body(call, adaptive=self._is_adaptive(call.model), transform=self._sdk.transform_schema)
+    async def _exchange(self, call: Call, body: dict[str, Any], timeout_s: float, began: Callable[[], None]) -> Reply:
         create = self._client.messages.with_streaming_response.create
         async with create(**body, stream=self._streams(call), timeout=self._http.timeout(timeout_s)) as answer:
             response = answer.http_response
             message = Message(
                 request_id=response.headers.get("request-id"), where=self.name, blocks=call.tools is not None
             )
-            media = response.headers.get("content-type", "")
+            media = response.headers.get("content-type", "").lower()
             try:
                 if media.startswith("application/json"):
                     began()
                     message.whole(from_json(await response.aread()))
                 elif media.startswith("text/event-stream"):
-                    async for data in self._http.sse(response.aiter_bytes()):
+                    events = self._http.sse(response.aiter_bytes())
+                    async for data in events:
                         if message.event(from_json(data)):
                             began()
+                        if message.complete:  # what a connection does after the last word does not unsay it
+                            await self._http.drain(events)
+                            break
                 else:
                     raise message.unusable(f"content type {media[:60]!r}", again=False)
             except ValidationError as error:
@@ -137,6 +147,12 @@ class AnthropicProvider:
                 raise message.unusable("no JSON where JSON was due") from error
             return message.reply()
 
+    def _form(self, call: Call) -> dict[str, Any] | None:
+        """Return the schema as the API takes it; None where there is none, or where this model or the API has no way to keep to it."""
+        if call.schema is None or (call.model, call.schema) in self._worded:
+            return None
+        return structured(json.loads(call.schema), self._sdk.transform_schema)
+
     def _streams(self, call: Call) -> bool:
         """Tell whether to ask for a stream: where the others of a batch wait for the begin, and for what may take long."""
         return call.output_ceiling > WHOLE_MAX or is_shared(self, call)
@@ -144,14 +160,20 @@ class AnthropicProvider:
     def _is_adaptive(self, model: str) -> bool:
         return model in self._adaptive or _version(model) >= _ADAPTIVE_SINCE
 
-    def _refused(self, call: Call, error: Any) -> ProviderFault:
+    def _refused(self, call: Call, body: dict[str, Any], error: Any) -> ProviderFault:
+        """Translate a refusal of ``body``, and learn from it: the next attempt is made without what was not taken."""
         headers = error.response.headers
         fault: ProviderFault = self._http.status_fault(
             self.name, error.status_code, headers, error.body, request_id=headers.get("request-id"), secret=self._key
         )
-        if call.thinking_budget and "thinking.type" in fault.message and not self._is_adaptive(call.model):
-            self._adaptive.add(call.model)
-            fault.retryable = True
+        if fault.code == "bad_request":
+            if body.get("thinking", {}).get("type") == "enabled" and "thinking.type" in fault.message:
+                self._adaptive.add(call.model)
+                fault.retryable = True
+            elif "format" in body.get("output_config", {}) and _ABOUT_FORM.search(fault.message):
+                self._worded.add((call.model, call.schema or ""))
+                fault.retryable = True
+                fault.code = "unsupported_parameter"
         return fault
 
 
@@ -168,9 +190,12 @@ def _version(model: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
-def request_body(call: Call, *, adaptive: bool, transform: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Build the request. The shared blocks come first and are marked, so that the calls of a batch read one cache entry."""
-    marked = {"cache_control": {"type": "ephemeral"}} if call.cache else {}
+def request_body(call: Call, *, adaptive: bool, form: dict[str, Any] | None) -> dict[str, Any]:
+    """Build the request. The shared blocks come first and are marked, so that the calls of a batch read one cache entry.
+
+    ``form`` is the schema as the API knows it; without one, a schema is asked for in words.
+    """
+    marked: dict[str, Any] = {"cache_control": {"type": "ephemeral"}} if call.cache else {}
     body: dict[str, Any] = {"model": call.model, "max_tokens": call.output_ceiling}
     if call.system:
         body["system"] = [{"type": "text", "text": call.system, **marked}]
@@ -178,7 +203,8 @@ def request_body(call: Call, *, adaptive: bool, transform: Callable[[Any], dict[
         body["tools"] = conversation.decode(call.tools)
         body["messages"] = conversation.sent(conversation.decode(call.prompt), mark=marked)
     else:
-        content: list[dict[str, Any]] = [{"type": "text", "text": call.prompt}]
+        worded = call.schema is not None and form is None
+        content = [{"type": "text", "text": f"{call.prompt}\n\n{in_words(call)}" if worded else call.prompt}]
         if call.prefix:
             content.insert(0, {"type": "text", "text": call.prefix, **marked})
         body["messages"] = [{"role": "user", "content": content}]
@@ -188,8 +214,8 @@ def request_body(call: Call, *, adaptive: bool, transform: Callable[[Any], dict[
         config["effort"] = effort(call.thinking_budget)
     elif call.thinking_budget and call.output_ceiling > THINKING_MIN:
         body["thinking"] = {"type": "enabled", "budget_tokens": max(call.thinking_budget, THINKING_MIN)}
-    if call.schema is not None:
-        config["format"] = {"type": "json_schema", "schema": transform(json.loads(call.schema))}
+    if form is not None:
+        config["format"] = {"type": "json_schema", "schema": form}
     if config:
         body["output_config"] = config
     return body

@@ -30,7 +30,8 @@ class _Usage(Strict):
 class _Head(Strict):
     id: str = ""
     model: str
-    usage: dict[str, Any]
+    usage: Any = None
+    """Checked at the end: what is no usage is an answer that cannot be counted, and not one that is worth asking for again."""
 
 
 class _Block(Strict):
@@ -64,7 +65,8 @@ class Message(Answer):
         self._tools: list[tuple[_Block, list[str]]] = []
         self._head: _Head | None = None
         self._usage: dict[str, Any] = {}
-        self._complete = False
+        self.complete = False
+        """True once the message has ended."""
 
     def event(self, data: Any) -> bool:
         """Take in one event; True for the one that begins the message. Raises ValidationError or ProviderFault."""
@@ -85,7 +87,7 @@ class Message(Answer):
             self._stop = _End.model_validate(data.get("delta")).stop_reason or self._stop
             self._count(data.get("usage"))
         elif kind == "message_stop":
-            self._complete = True
+            self.complete = True
         elif kind == "error":
             raise self._broken(data.get("error"))
         return False
@@ -99,11 +101,11 @@ class Message(Answer):
         for block in message.content:
             self._block(block)
         self._stop = message.stop_reason
-        self._complete = True
+        self.complete = True
 
     def reply(self) -> Reply:
         """Return the answer, or raise the fault that it amounts to."""
-        if self._head is None or not self._complete:
+        if self._head is None or not self.complete:
             raise self.cut_off()
         usage = self._valid_usage()
         text = self.told(self._tool_uses(), usage, refused=self._stop == "refusal")

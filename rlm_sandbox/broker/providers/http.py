@@ -9,6 +9,8 @@ This module imports httpx2, which is slow; adapters load it on first use, in a t
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import re
 import ssl
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from rlm_sandbox.broker.providers.answer import short_id
 from rlm_sandbox.broker.providers.endpoint import NO_KEY
 from rlm_sandbox.broker.types import ProviderFault
 
@@ -39,6 +42,9 @@ INFLATE_STEP = 64 * 1024
 
 RETRY_AFTER_MAX = 7 * 86_400.0
 """Seconds. Waiting is bounded by the call's deadline anyway; this only keeps absurd numbers out of arithmetic."""
+
+TAIL_S = 0.5
+"""How long to wait for a stream to end after its message has: then the connection can be used again."""
 
 CONNECT_S = 20.0
 """Seconds for TCP and TLS together; a provider that is up answers in well under one."""
@@ -278,7 +284,7 @@ def status_fault(
         f"{where} refused ({status}{': ' + message if message else ''})",
         code=name,
         retry_after_s=retry_after(headers),
-        request_id=request_id,
+        request_id=short_id(request_id),
         status=status,
         **meaning,
     )
@@ -358,6 +364,14 @@ def _until(date: str) -> float:
         return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
     except (ValueError, OverflowError, TypeError):
         return math.nan
+
+
+async def drain(events: AsyncIterator[bytes]) -> None:
+    """Read a stream to its end after the answer in it is whole. However it ends, and if it does not, the answer stands."""
+    with contextlib.suppress(TimeoutError, *FOREIGN):
+        async with asyncio.timeout(TAIL_S):
+            async for _ in events:
+                pass
 
 
 async def sse(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

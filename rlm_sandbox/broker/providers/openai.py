@@ -78,11 +78,12 @@ class OpenAIProvider:
         """Make one request and read its whole answer. Raises :class:`ProviderFault` only."""
         async with self._opening:
             await self._open()
+        body = self._body(call)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(call, timeout_s, began)
+                return await self._exchange(call, body, timeout_s, began)
         except self._http.Refused as error:
-            raise self._refused(call, error) from error
+            raise self._refused(call, body, error) from error
         except self._foreign as error:
             raise self._http.wire_fault(error, self.name) from error
 
@@ -128,13 +129,13 @@ class OpenAIProvider:
         except self._sdk.APIStatusError as error:
             raise self._http.Refused(error.status_code, error.response.headers, error.body) from error
 
-    async def _exchange(self, call: Call, timeout_s: float, began: Callable[[], None]) -> Reply:
-        async with self._post(self._body(call), timeout_s) as response:
+    async def _exchange(self, call: Call, body: dict[str, Any], timeout_s: float, began: Callable[[], None]) -> Reply:
+        async with self._post(body, timeout_s) as response:
             headers = response.headers
             done = Completion(
                 where=self.name, request_id=headers.get("x-request-id"), model=call.model, blocks=call.tools is not None
             )
-            media = headers.get("content-type", "")
+            media = headers.get("content-type", "").lower()
             try:
                 if media.startswith("application/json"):
                     began()
@@ -147,7 +148,7 @@ class OpenAIProvider:
                 raise done.unusable("a chunk that does not fit the API") from error
             except ValueError as error:
                 raise done.unusable("no JSON where JSON was due") from error
-        if done.finished and not done.has_usage and self._streams:
+        if done.finished and not done.has_usage and media.startswith("text/event-stream"):
             self._streams = False  # this server counts tokens only when it answers in one piece
             fault = done.miscounted()
             fault.retryable = True
@@ -194,7 +195,8 @@ class OpenAIProvider:
             names.reverse()
         return next((name for name in names if (model, name) not in self._refused_parameters), names[0])
 
-    def _refused(self, call: Call, error: Any) -> ProviderFault:
+    def _refused(self, call: Call, body: dict[str, Any], error: Any) -> ProviderFault:
+        """Translate a refusal of ``body``, and learn from it: the next attempt is made without what was not taken."""
         fault: ProviderFault = self._http.status_fault(
             self.name,
             error.status,
@@ -204,8 +206,7 @@ class OpenAIProvider:
             secret=self._key,
         )
         if fault.code == "bad_request":
-            sent = self._body(call)
-            named = [name for name in _OPTIONAL if name in sent and re.search(rf"\b{name}\b", fault.message)]
+            named = [name for name in _OPTIONAL if name in body and re.search(rf"\b{name}\b", fault.message)]
             if named:
                 self._refused_parameters.add((call.model, named[0]))
                 fault.retryable = True

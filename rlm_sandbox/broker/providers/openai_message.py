@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from rlm_sandbox.broker.providers.answer import Answer, Count, Strict
+from rlm_sandbox.broker.providers.answer import Answer, Count, Strict, short_id
 from rlm_sandbox.broker.types import Reply, Usage
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class _Chunk(Strict):
     id: str | None = None
     model: str | None = None
     choices: Annotated[list[_Choice], Field(default_factory=list)]
-    usage: dict[str, Any] | None = None
+    usage: Any = None
+    """What is no object is none."""
 
 
 class Completion(Answer):
@@ -95,7 +96,8 @@ class Completion(Answer):
         chunk = _Chunk.model_validate(data)
         self._id = chunk.id or self._id
         self._model = chunk.model or self._model
-        self._usage = chunk.usage or self._usage
+        if isinstance(chunk.usage, dict) and chunk.usage:
+            self._usage = chunk.usage
         for choice in chunk.choices[:1]:
             part = choice.delta or choice.message or _Part()
             self._text.append(part.content or "")
@@ -117,7 +119,7 @@ class Completion(Answer):
             usage=self._usage,
         ).model_dump_json(exclude_none=True)
         stop = _REASONS.get(self._stop, self._stop)
-        return Reply(text, usage, self._model, stop, self._request_id or self._id or None, raw.encode())
+        return Reply(text, usage, self._model, stop, self._request_id or short_id(self._id), raw.encode())
 
     def _take_tools(self, calls: list[_ToolCall], *, whole: bool) -> None:
         """Join the pieces of tool calls; in a whole message they come one after the other, without a number each."""
