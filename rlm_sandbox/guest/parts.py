@@ -212,14 +212,18 @@ def _rest(text: Text, at: int, sep: str | None) -> str | Text:
 def rsplit(text: Text, sep: str | None, maxsplit: int) -> Parts | list[str | Text]:
     """See ``Text.rsplit``."""
     _check(sep)
-    if maxsplit < 0:
+    if maxsplit < 0 and (sep is None or not scan.overlaps_itself(sep)):
         return split(text, sep, maxsplit)
     if sep is None:
         whole: list[str | Text] = list(str(text).rsplit(None, maxsplit))
         return whole
     result: list[str | Text] = []
     rest: str | Text = text
-    while len(result) < maxsplit:
+    while len(result) != maxsplit:
+        if isinstance(rest, str):
+            return [*rest.rsplit(sep, max(-1, maxsplit - len(result))), *result[::-1]]
+        if len(result) > LIST_MAX:
+            raise TooLarge(f"rsplit() would make a list of more than {LIST_MAX} pieces", "use split(), or a limit")
         head, found, tail = rest.rpartition(sep)
         if not found:
             break

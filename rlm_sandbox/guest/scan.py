@@ -60,7 +60,7 @@ def count(doc: Document, needle: str, start: int, stop: int) -> int:
     sub = _encode(needle)
     if not sub:
         return 0
-    if _overlaps_itself(sub):
+    if overlaps_itself(sub):
         return sum(1 for _ in _greedy(doc, sub, start, stop))
     block, extra = doc.block, len(sub) - 1
     first, last = start // block, -(-stop // block)
@@ -97,7 +97,7 @@ def pieces(doc: Document, sep: str, start: int, stop: int) -> Iterator[str | Tex
     if not sub:
         yield view(doc, start, stop)
         return
-    step, overlapping = min(NEAR, doc.block), _overlaps_itself(sub)
+    step, overlapping = min(NEAR, doc.block), overlaps_itself(sub)
     while stop - start > step:
         data = doc.read(start, start + step)
         end = len(data) - len(data.split(sub)[-1]) if overlapping else data.rfind(sub) + len(sub)
@@ -132,9 +132,9 @@ def _encode(needle: str) -> bytes:
         return b""
 
 
-def _overlaps_itself(sub: bytes) -> bool:
+def overlaps_itself(sub: str | bytes) -> bool:
     """Tell whether two occurrences can overlap, so that counting must go from left to right."""
-    return any(sub.startswith(sub[-n:]) for n in range(1, len(sub)))
+    return any(sub[:n] == sub[-n:] for n in range(1, len(sub)))
 
 
 def _greedy(doc: Document, sub: bytes, start: int, stop: int) -> Iterator[int]:

@@ -279,6 +279,14 @@ def test_methods_of_str_work_on_texts_that_fit(data, block):
     assert "-".join(itertools.islice(t, 3)) == "-".join(s[:3])
 
 
+@pytest.mark.parametrize("str_max", [3, 50, 1000])
+def test_rsplit_cuts_from_the_end_where_separators_overlap(str_max):
+    s, t = both(b"a\n\n\nb\n\n\n\n\nc\n\n" * 5, str_max=str_max)
+    for maxsplit in (-5, -1, 0, 1, 2, 7, 100):
+        for sep in ("\n\n", "\n"):
+            assert list(t.rsplit(sep, maxsplit)) == s.rsplit(sep, maxsplit)
+
+
 class Number:
     """What numpy's integers are: no int, and good as an index."""
 
