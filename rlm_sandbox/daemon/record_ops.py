@@ -155,6 +155,12 @@ async def forget(ctx: Context, args: dict[str, Any], _: bytes) -> dict[str, Any]
 
 async def erase(host: Host, name: str, named: str | None = None) -> bool:
     """Stop a session, remove its folder, its cached answers and what the ledger says about it; False when there was nothing."""
+    async with host.erasing:  # two at one folder would each find it half gone
+        await host.settled(name)
+        return await _erase(host, name, named)
+
+
+async def _erase(host: Host, name: str, named: str | None) -> bool:
     live = host.sessions.get(name)
     roots = await asyncio.to_thread(places.roots, host.home, named)
     if live is not None and live.store.folder.parent not in roots:
@@ -174,7 +180,7 @@ async def sweep(host: Host, older_than_days: float | None, max_size: int | None)
     old = None if older_than_days is None else older_than_days * DAY_S
     gone = []
     for entry in history.surplus(found, older_than_s=old, max_size=max_size, now=time.time()):
-        if entry.session in host.sessions:
+        if host.busy(entry.session):
             continue
         try:
             await erase(host, entry.session)

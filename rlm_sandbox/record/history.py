@@ -141,7 +141,7 @@ def remove(root: Path, session: str) -> bool:
     """Remove a session's folder; False when there was none. Blocks.
 
     Raises:
-        UsageError: the session is live in another process.
+        UsageError: the session is live in another process, or something in its folder cannot be removed.
     """
     store = Store(root, session)
     if not store.folder.is_dir():
@@ -151,6 +151,11 @@ def remove(root: Path, session: str) -> bool:
         (store.folder / journal.NAME).unlink(missing_ok=True)  # first what tells most, should this be cut short
         (store.folder / PACK).unlink(missing_ok=True)
         shutil.rmtree(store.folder)
+    except OSError as exc:
+        raise UsageError(
+            f"{store.folder} cannot be removed: {exc.strerror or exc}",
+            hint="remove it by hand; it is not listed any more",
+        ) from exc
     finally:
         store.release()
     return True

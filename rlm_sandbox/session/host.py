@@ -77,6 +77,8 @@ class Host:
         self.policy = policy
         self.sessions: dict[str, LiveSession] = {}
         self._starting: set[str] = set()
+        self.erasing = asyncio.Lock()
+        """Held while a session is being forgotten."""
         self._own_engine = {"DOCKER_HOST": engine_host} if engine_host else {}
         self._engines: dict[frozenset[tuple[str, str]], Engine] = {}
         self._janitor: asyncio.Task[None] | None = None
@@ -169,6 +171,10 @@ class Host:
             del self.sessions[live.session]
             if live.ended is not None and live.ended.kind in CRASHES:
                 self._crashed[live.session] = (live, replace(request, session=live.session, fresh=False, before=None))
+
+    def busy(self, session: str) -> bool:
+        """Tell whether a session is live or about to be."""
+        return session in self.sessions or session in self._starting
 
     async def settled(self, session: str) -> None:
         """Return when no command is starting the session; one that was killed has its start undone, which takes a moment."""

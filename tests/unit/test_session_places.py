@@ -1,11 +1,13 @@
 """Sessions that lie elsewhere than in the state folder are found by whoever has no variable set."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from rlm_sandbox.daemon.record_ops import latest
-from rlm_sandbox.errors import NoSuchSession
+from rlm_sandbox.daemon.record_ops import erase, latest
+from rlm_sandbox.errors import NoSuchSession, UsageError
 from rlm_sandbox.record import history
 from rlm_sandbox.record.recording import folder_of
 from rlm_sandbox.session import places
@@ -67,3 +69,28 @@ def test_a_session_elsewhere_is_listed_and_found(home, tmp_path):
     assert places.kept_final(home, "there", None) == b"there"
     with pytest.raises(NoSuchSession):
         places.kept_final(home, "../there", None)
+
+
+def test_a_session_that_several_forget_at_once_is_forgotten_once(home):
+    for name in ("one", "two"):
+        put(home / "sessions", name)
+
+    async def nothing(_):
+        return False
+
+    async def forget_all():
+        host = SimpleNamespace(home=home, sessions={}, erasing=asyncio.Lock(), settled=nothing, stop=nothing)
+        host.broker = SimpleNamespace(erase=nothing)
+        return await asyncio.gather(*(erase(host, name) for name in ("one", "two", "one", "one", "two")))
+
+    found = asyncio.run(forget_all())
+    assert sorted(found) == [False, False, False, True, True]
+    assert list((home / "sessions").iterdir()) == []
+
+
+def test_what_cannot_be_removed_is_said_and_no_defect(home, tmp_path):
+    put(tmp_path / "elsewhere", "moved")
+    (home / "sessions").mkdir()
+    (home / "sessions" / "moved").symlink_to(tmp_path / "elsewhere" / "moved")
+    with pytest.raises(UsageError, match="cannot be removed"):
+        history.remove(home / "sessions", "moved")
