@@ -71,7 +71,7 @@ def _spawn(home: Path) -> subprocess.Popen[bytes]:
     try:
         log = os.open(
             run_folder(home) / "broker.log",
-            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,  # a FIFO would wait
             0o600,
         )
     except OSError as exc:

@@ -140,10 +140,18 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], home: Path) -
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        what = (
+            "is no size such as 512m or 2g" if _is_size(name) and "parsing" in first["type"] else first["msg"].lower()
+        )
         raise UsageError(
-            f"{name}: {first['msg'].lower()} (got {str(first.get('input'))[:80]!r})",
+            f"{name}: {what} (got {str(first.get('input'))[:80]!r})",
             hint=f"set {_flag(name)} or RLM_{name.upper()} to a valid value",
         ) from exc
+
+
+def _is_size(name: str) -> bool:
+    field = Settings.model_fields.get(name)
+    return field is not None and any(getattr(part, "func", None) is parse_size for part in field.metadata)
 
 
 class HostPolicy(BaseModel):
@@ -157,13 +165,13 @@ class HostPolicy(BaseModel):
     max_prompt_bytes: Size = 8 * 2**20
     max_tokens: int = Field(64_000, ge=1)
     max_calls: int | None = Field(None, ge=0)
-    max_cost: float | None = Field(None, ge=0)
-    daily_cost: float | None = Field(None, ge=0)
-    calls_per_second: float | None = Field(None, gt=0)
+    max_cost: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
+    daily_cost: float | None = Field(None, ge=0, le=1e9, allow_inf_nan=False)
+    calls_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
     max_concurrency: int = Field(64, ge=1)
     max_sessions: int = Field(50, ge=1)
     max_memory: Size | None = None
-    max_cpus: float | None = Field(None, gt=0)
+    max_cpus: float | None = Field(None, gt=0, allow_inf_nan=False)
     max_pids: int | None = Field(None, ge=16)
     max_tmpfs: Size | None = None
     max_tmpfs_files: int | None = Field(None, ge=64)
@@ -225,6 +233,10 @@ def load_prices(home: Path) -> dict[str, Any] | None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(
+                f"{path}: is no file", hint="correct the file or remove it"
+            )  # reading a FIFO would not end
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}

@@ -1,13 +1,14 @@
 """The scripted provider: deterministic without a script, obedient with one."""
 
 import json
+import os
 
 import pytest
 
-from rlm_sandbox.broker.providers import create, script
+from rlm_sandbox.broker.providers import create, script, weights
 from rlm_sandbox.broker.providers.scripted import ScriptedProvider
 from rlm_sandbox.broker.types import Call, Credentials, ProviderFault, Usage
-from rlm_sandbox.errors import UsageError
+from rlm_sandbox.errors import PrerequisiteError, UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -192,6 +193,14 @@ async def test_a_script_of_answers_alone_may_be_short(tmp_path, text):
     provider = create("scripted", Credentials(extra={"script": str(path)}))
     assert (await ask(provider, call("the capital of X?"))).text == "It is Xtown."
     assert (await ask(provider, call("else"))).text == "no"
+
+
+def test_a_pipe_in_place_of_a_script_or_of_weights_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no file"):
+        script.load(str(tmp_path / "pipe"))
+    with pytest.raises(PrerequisiteError, match="no file"):
+        weights.own(str(tmp_path / "pipe"))
 
 
 def test_a_missing_script_is_a_usage_error(tmp_path):

@@ -109,6 +109,19 @@ def test_the_stricter_of_two_policies_wins_for_each_value(tmp_path):
     assert (found.allow_bind, found.max_cost) == (False, 2.0)
 
 
+@pytest.mark.parametrize("line", ["max_cost = inf", "daily_cost = 1e300", "calls_per_second = inf", "max_cpus = inf"])
+def test_a_policy_that_bounds_nothing_is_none(tmp_path, line):
+    (tmp_path / "policy.toml").write_text(line)
+    with pytest.raises(UsageError, match=line.split()[0]):
+        load_policy(tmp_path, tmp_path / "none.toml")
+
+
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "policy.toml")
+    with pytest.raises(UsageError, match="no file"):
+        load_policy(tmp_path, tmp_path / "none.toml")
+
+
 def test_a_policy_that_names_runtimes_forbids_the_default_one():
     with pytest.raises(PolicyError, match="runc"):
         check(Settings(), HostPolicy(runtimes=("runsc",)))
@@ -163,3 +176,9 @@ def test_the_default_wait_comes_from_a_variable_that_makes_sense(monkeypatch, va
 def test_more_output_than_there_can_be_is_all_of_it(monkeypatch, value, shown):
     monkeypatch.setenv("RLM_STDOUT_MAX", value)
     assert settings.stdout_max() == shown
+
+
+@pytest.mark.parametrize("flag", ["memory", "max_per_file_bytes", "output_max"])
+def test_what_is_no_size_is_told_what_one_looks_like(tmp_path, flag):
+    with pytest.raises(UsageError, match=f"{flag}: is no size such as 512m or 2g .got 'lots'."):
+        load({flag: "lots"}, {}, tmp_path)

@@ -155,6 +155,8 @@ class Script:
 def load(path: str) -> Script:
     """Read a script file; ``.toml`` is TOML, anything else JSON. Raises UsageError."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UsageError(f"the script {path} is no file", hint="check RLM_SCRIPT")  # reading a FIFO would not end
         with Path(path).open("rb") as file:
             data = file.read(SCRIPT_MAX + 1)
         if len(data) > SCRIPT_MAX:

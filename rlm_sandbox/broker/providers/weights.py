@@ -58,6 +58,8 @@ def ensure(models: Path) -> Path:
 
 def own(path: str) -> Path:
     """Return a weights file of the user's after a look at its first bytes. Raises PrerequisiteError."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise PrerequisiteError(f"{path} is no file", hint="check RLM_GGUF")  # reading a FIFO would not end
     try:
         with Path(path).open("rb") as file:
             magic = file.read(len(MAGIC))
