@@ -66,9 +66,15 @@ def _output(cell: PastCell, run: CellRun, read: Callable[[str], bytes]) -> Diffe
     before, now = _text(past.stdout.text, read), run.spool.shown(KEPT)[0]
     if run.spool.chars == past.stdout.chars and _plain(before) == _plain(now) and before != now:
         return None
+    return apart("output", before, now)
+
+
+def apart(field: str, before: str, now: str) -> Difference:
+    """Return two texts as a difference, each from shortly before where they part."""
     at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
     low = max(0, at - 20)
-    return Difference("output", repr(before[low : low + _SHOWN]), repr(now[low : low + _SHOWN]))
+    where = f" (from character {low})" if low else ""
+    return Difference(field, repr(before[low : low + _SHOWN]) + where, repr(now[low : low + _SHOWN]))
 
 
 def _variables(recorded: str, now: bytes, read: Callable[[str], bytes]) -> Difference | None:

@@ -23,9 +23,10 @@ from rlm_sandbox.broker.types import Answer, Budget, CallEvent
 from rlm_sandbox.container.image import NAMES
 from rlm_sandbox.container.profile import default_cpus
 from rlm_sandbox.errors import BundleError, DivergenceError, UsageError
-from rlm_sandbox.session.compare import difference
+from rlm_sandbox.session.compare import apart, difference
 from rlm_sandbox.session.fingerprint import Pace, take
 from rlm_sandbox.session.host import Host
+from rlm_sandbox.session.pack import BLOB_MAX
 from rlm_sandbox.session.recorder import Divergence
 from rlm_sandbox.session.resume import seconds_for
 from rlm_sandbox.session.start import StartRequest
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from rlm_sandbox.broker.types import Position, Request
     from rlm_sandbox.container.admission import Admitted
+    from rlm_sandbox.session.cell import CellRun
+    from rlm_sandbox.session.compare import Difference
     from rlm_sandbox.session.live import LiveSession
     from rlm_sandbox.session.past import Past, PastCell
 
@@ -327,6 +330,8 @@ class _Stage:
         assert self._live is not None  # noqa: S101 - it ran
         variables = self._live.chronicle.variables if self._clean else None
         unlike = difference(cell, run, variables, self._read)
+        if unlike is not None and unlike.field == "final":
+            unlike = self._answers(cell, run) or unlike
         if unlike is not None:
             self._differs(unlike.field, Divergence(cell.number, None, str(unlike)))
             return False
@@ -335,6 +340,19 @@ class _Stage:
         if run.final_digest is not None:
             self.outcome.final = (self._live.store.folder / AGAIN_FINAL).read_bytes()
         return True
+
+    def _answers(self, cell: PastCell, run: CellRun) -> Difference | None:
+        """Return where two final answers part, in their own words; None where one of them is missing or not in the record."""
+        assert self._live is not None  # noqa: S101 - it ran
+        recorded = cell.result.final if cell.result is not None else None
+        if recorded is None or recorded.text is None or run.final_digest is None or run.final_bytes > BLOB_MAX:
+            return None
+        try:
+            before = self._read(recorded.text)
+        except KeyError:
+            return None
+        now = (self._live.store.folder / AGAIN_FINAL).read_bytes()
+        return apart("final", before.decode("utf-8", "backslashreplace"), now.decode("utf-8", "backslashreplace"))
 
     async def _run(self, cell: PastCell) -> tuple[Any, Divergence | None]:
         assert self._live is not None and self.host is not None  # noqa: S101, PT018 - started

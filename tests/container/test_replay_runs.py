@@ -90,6 +90,19 @@ def test_where_a_run_hangs_on_the_clock_the_replay_says_which_cell(fresh, elsewh
     assert line.startswith("rlm-sandbox: divergence: cell 2: output: recorded ")
 
 
+def test_where_an_answer_parts_from_its_record_is_shown_in_its_own_words(fresh, elsewhere, log_file, tmp_path):
+    fresh.start(log_file, "--session", "answer")
+    fresh.exec("import os\nFINAL('the same for a long while, then ' + os.urandom(8).hex())")
+    fresh.ok("export", "--session", "answer", "-o", str(tmp_path / "run.rlm"))
+    parted = elsewhere("replay", str(tmp_path / "run.rlm"))
+    found = parted.doc["divergence"]
+    assert (parted.code, found["cell"], found["field"]) == (10, 1, "final")
+    assert re.fullmatch(
+        r"final: recorded '.* then [0-9a-f]{16}' \(from character \d+\), now '.* then [0-9a-f]{16}'", found["what"]
+    )
+    assert parted.doc["final_sha256"] is None
+
+
 def test_where_a_run_asks_something_else_the_replay_says_which_call(fresh, elsewhere, log_file, tmp_path):
     fresh.start(log_file, "--session", "ask")
     fresh.exec("import os\nllm_query('same')\nllm_query('other ' + os.urandom(8).hex())")
