@@ -12,7 +12,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlm_sandbox.broker import schema as schemas
 from rlm_sandbox.broker.attempts import Bought, Order
 from rlm_sandbox.broker.book import Hit
 from rlm_sandbox.broker.cache import ResponseCache
@@ -81,6 +80,9 @@ class Account:
         tell = _Teller(observer, position, request.model or self.spec.model)
         try:
             wanted = self._admit(await self._broker.filtered(request))
+            if wanted.call.schema is not None:
+                await self._broker.attempts.validation.check(wanted.call.schema)
+                self._check_open()
             tell(Phase.QUEUED)
             answer = self._from_cache(wanted, position) or await self._buy_or_join(wanted, request, position, tell)
         except RLMError as error:
@@ -91,17 +93,18 @@ class Account:
 
     def _admit(self, request: Request) -> Canonical:
         policy = self._broker.policy
-        if self._closed:
-            raise UsageError("the session is closed", hint="start a new one")
+        self._check_open()
         if request.tools is None:
             policy.check_model(request.model or self.spec.model, self._allowed)
         else:  # the host's own: what a guest may name is not what binds it
             policy.check_host_model(request.model or self.spec.model)
         wanted = canonical(request, self.spec)
         policy.check_call(wanted.call, wanted.bytes_out)
-        if wanted.call.schema is not None:
-            schemas.check_schema(wanted.call.schema)
         return wanted
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the session is closed", hint="start a new one")
 
     def _from_cache(self, wanted: Canonical, position: Position) -> Answer | None:
         reply = self._cache.get(wanted.key) if wanted.call.cache else None

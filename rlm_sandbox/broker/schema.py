@@ -26,6 +26,14 @@ below compares every value with every subschema: some 50,000 steps of a few micr
 
 SLOW_WORDS = re.compile(r'"(pattern|patternProperties|\$ref|\$dynamicRef|\$recursiveRef|uniqueItems|format)"')
 
+INLINE_PARTS = 200
+"""Subschemas and lists up to which a schema is checked on the event loop, at 140 us each."""
+
+_PARTS = ("{", "[", "true", "false")
+
+LARGE_KEPT = 256
+"""Verdicts on large schemas that are remembered: 16 MiB of their texts."""
+
 PATIENCE_S = 15.0
 """Wall time of the validating process; its own limit is 5 s of CPU."""
 
@@ -33,29 +41,53 @@ AT_ONCE = 4
 """Validating processes at a time: each is a Python interpreter of some 40 MB."""
 
 
-def check_schema(text: str) -> None:
-    """Refuse what is no usable schema before it costs anything."""
-    from jsonschema.exceptions import SchemaError  # noqa: PLC0415 - 60 ms, and few calls have a schema
-
-    try:
-        schema_check.validator(text)
-    except (SchemaError, RecursionError) as error:
-        reason = str(getattr(error, "message", "it is nested too deeply"))[: schema_check.PROBLEM_MAX]
-        raise PolicyError(f"the schema is not a JSON Schema: {reason}", hint="see json-schema.org") from None
-
-
 class Validation:
     """Decides about answers; one per event loop."""
 
     def __init__(self) -> None:
         self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._turn = asyncio.Lock()
+        self._large: dict[str, asyncio.Task[str | None]] = {}
+
+    async def check(self, schema: str) -> None:
+        """Refuse what is no usable schema before it costs anything.
+
+        Raises:
+            PolicyError: it is no JSON Schema, or refers to something that it does not hold.
+        """
+        if sum(schema.count(mark) for mark in _PARTS) <= INLINE_PARTS:
+            async with self._turn:
+                await asyncio.sleep(0)  # between two of a flood of schemas, others get on
+                problem = schema_check.schema_problem(schema)
+        else:
+            problem = await self._check_large(schema)
+        if problem is not None:
+            raise PolicyError(problem, hint="pass a JSON Schema: see json-schema.org")
+
+    async def _check_large(self, schema: str) -> str | None:
+        """Ask the process, once for all the calls of a batch."""
+        task = self._large.get(schema)
+        if task is None:
+            while len(self._large) >= LARGE_KEPT:
+                del self._large[next(iter(self._large))]
+            question = json.dumps({"text": None, "schema": schema}).encode()
+            task = self._large[schema] = asyncio.create_task(self._in_process(question))
+            task.add_done_callback(lambda done: self._forget_failed(schema, done))
+        return await asyncio.shield(task)
+
+    def _forget_failed(self, schema: str, task: asyncio.Task[str | None]) -> None:
+        if (task.cancelled() or task.exception()) and self._large.get(schema) is task:
+            del self._large[schema]
 
     async def problem_with(self, text: str, schema: str) -> str | None:
         """Return why an answer does not satisfy the schema, or None."""
         if len(text) * len(schema) <= INLINE_PRODUCT and not SLOW_WORDS.search(schema):
             return schema_check.problem_with(text, schema)
+        return await self._in_process(json.dumps({"text": text, "schema": schema}).encode())
+
+    async def _in_process(self, question: bytes) -> str | None:
         async with self._at_once:
-            return await _ask_process(json.dumps({"text": text, "schema": schema}).encode())
+            return await _ask_process(question)
 
 
 def ask_again(call: Call, problem: str) -> Call:

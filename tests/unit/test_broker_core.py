@@ -1,6 +1,7 @@
 """The pipeline of a sub-call, with a provider that does what it is told."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -306,13 +307,13 @@ async def test_a_batch_of_ten_thousand_gets_through(tmp_path):
 
 async def test_policy_refuses_before_anything_is_held_or_sent(tmp_path):
     provider = FakeProvider()
-    policy = Policy(max_prompt_bytes=100, max_tokens=1000)
+    policy = Policy(max_prompt_bytes=10_000, max_tokens=1000)
     async with account(tmp_path, provider, policy=policy) as session:
         for request in (
             ask(model="m-other"),
-            ask("x" * 101),
-            ask("é" * 51),
-            ask(system="x" * 60, prefix="y" * 60),
+            ask("x" * 10_001),
+            ask("é" * 5001),
+            ask(system="x" * 6000, prefix="y" * 6000),
             ask(max_tokens=1001),
             ask(max_tokens=0),
             ask(max_tokens=-5),
@@ -323,6 +324,14 @@ async def test_policy_refuses_before_anything_is_held_or_sent(tmp_path):
             ask(schema='{"type": 7}'),
             ask(schema='{"a": NaN}'),
             ask(schema='{"a":' * 5000),
+            ask(schema='{"$schema": 5}'),
+            ask(schema='{"$schema": []}'),
+            ask(schema='{"$ref": "#/nope"}'),
+            ask(schema='{"anyOf": [{"$ref": "#nope"}]}'),
+            ask(schema='{"$ref": "http://["}'),
+            ask(schema='{"$ref": "file:///etc/passwd"}'),
+            ask(schema='{"title": "t", "$ref": "#/title/0"}'),
+            ask(schema=json.dumps({"anyOf": [{"type": "string"}] * 300 + [{"type": 7}]})),
         ):
             with pytest.raises(PolicyError):
                 await session.ask(request, HERE)

@@ -18,6 +18,7 @@ from rlm_sandbox.broker.canonical import canonical, destination
 from rlm_sandbox.broker.keeper import Keeper
 from rlm_sandbox.broker.policy import Policy
 from rlm_sandbox.broker.redaction import OutboundFilter
+from rlm_sandbox.broker.schema import Validation
 from rlm_sandbox.broker.types import Call, Credentials, Position, Reply, Request, Secret, Usage
 from rlm_sandbox.errors import PolicyError
 from tests.support.broker_double import FakeProvider, FlatPrices, account, spec
@@ -332,6 +333,42 @@ async def test_a_pattern_that_backtracks_for_ever_costs_an_answer_and_holds_up_n
             await ask_structured(session, {"type": "string", "pattern": "^(a+)+$"})
         watcher.cancel()
     assert len(late) > 20  # the loop went on all the while
+
+
+@pytest.mark.parametrize("size", [150, 9000])
+async def test_a_flood_of_schemas_holds_up_nobody(tmp_path, size):
+    async with account(tmp_path, structured("1")) as session:
+        loop, late = asyncio.get_running_loop(), []
+
+        async def watch():
+            while True:
+                due = loop.time() + 0.01
+                await asyncio.sleep(0.01)
+                late.append(loop.time() - due)
+
+        watcher = asyncio.create_task(watch())
+        schemas = [{"title": f"s{n}", "anyOf": [{}] * size} for n in range(40 if size < 200 else 2)]
+        answers = await asyncio.gather(*(ask_structured(session, schema) for schema in schemas for _ in range(3)))
+        watcher.cancel()
+    assert {answer.text for answer in answers} == {"1"}
+    assert len(late) >= 20
+    assert max(late) < 1.0
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$anchor": "b", "anyOf": [{"type": "integer"}, {"$ref": "#b"}]}}},
+        {"const": {"$ref": "#/nope"}},
+        {"$id": "http://x.example/", "$defs": {"a": {"$id": "a"}}, "$ref": "a"},
+        {"$schema": "http://x.example/unknown", "type": "integer"},
+        {"properties": {"$ref": {"type": "string"}, "id": {"type": "string"}}},
+    ],
+    ids=str,
+)
+async def test_references_that_lead_somewhere_are_taken(schema):
+    await Validation().check(json.dumps(schema))
 
 
 async def test_a_reference_to_elsewhere_is_never_followed(tmp_path):
