@@ -23,7 +23,10 @@ def finish(work: Callable[[], Any], form: str) -> NoReturn:
         _fail(exc, form)
     except KeyboardInterrupt:
         _fail(
-            InterruptedByUser("interrupted", hint="a running cell goes on: rlm-sandbox wait, or rlm-sandbox interrupt"),
+            InterruptedByUser(
+                "interrupted",
+                hint="a start is undone; a running cell goes on: rlm-sandbox wait, or rlm-sandbox interrupt",
+            ),
             form,
         )
     except BrokenPipeError:
