@@ -33,11 +33,13 @@ OWN = {
     "Google API Key": re.compile(r"AIza[A-Za-z0-9_-]{35}"),
 }
 
-PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----.{0,16384}?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)",
-    re.DOTALL,
-)
-"""A whole block, or up to where the text ends: the header alone is what detect-secrets knows, and the body is the secret."""
+KEY_BEGINS = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+KEY_ENDS = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+KEY_MAX = 16384
+"""Characters between the two lines. A block is taken whole, or up to where the text ends: its body is the secret, and detect-secrets knows the header alone."""
+
+FOUND_MAX = 1000
+"""Different credentials of one text that are redacted. Each costs a pass over it, and a text of more is a list of credentials."""
 
 WINDOW, OVERLAP = 4096, 512
 """Characters searched at once, and repeated from the one before. The longest token here (a JWT aside) is below 512."""
@@ -92,17 +94,43 @@ class OutboundFilter:
 
     def _clean_one(self, text: str, kinds: set[str]) -> str:
         if "PRIVATE KEY" in text:
-            text, count = PRIVATE_KEY.subn("[REDACTED Private Key]", text)
+            text, count = _without_key_blocks(text)
             kinds.update({"Private Key"} if count else ())
         found: dict[str, str] = {}
         for start in range(0, max(1, len(text)), WINDOW - OVERLAP):
             window = text[start : start + WINDOW]
             for kind, search in self._detectors.items():
                 found.update(dict.fromkeys(search(window), kind))
+            if len(found) > FOUND_MAX:
+                raise PolicyError(
+                    f"the prompt contains more than {FOUND_MAX} credentials and the policy is to filter them",
+                    hint="leave that part of the input out, or redact it first",
+                )
         for secret in sorted(found, key=len, reverse=True):
             kinds.add(found[secret])
             text = text.replace(secret, f"[REDACTED {found[secret]}]")
         return text
+
+
+def _without_key_blocks(text: str) -> tuple[str, int]:
+    """Return the text without private keys, and how many there were. One pass each, however many lines begin a key that never ends."""
+    ends = [found.span() for found in KEY_ENDS.finditer(text)]
+    kept: list[str] = []
+    at = following = 0
+    for begin in KEY_BEGINS.finditer(text):
+        if begin.start() < at:
+            continue
+        while following < len(ends) and ends[following][0] < begin.end():
+            following += 1
+        if following < len(ends) and ends[following][0] - begin.end() <= KEY_MAX:
+            end = ends[following][1]
+        elif len(text) - begin.end() <= KEY_MAX:
+            end = len(text)
+        else:
+            continue
+        kept += [text[at : begin.start()], "[REDACTED Private Key]"]
+        at = end
+    return "".join([*kept, text[at:]]), len(kept) // 2
 
 
 def _detectors() -> Iterator[tuple[str, Callable[[str], set[str]]]]:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import time
 import unicodedata
 
 import pytest
@@ -247,6 +248,16 @@ async def test_a_credential_across_windows_and_in_a_huge_line_is_found():
     for offset in (3570, 3590, 4080, 4095, 200_000):
         cleaned = await OutboundFilter("redact").apply(Request("." * offset + " " + secret + " " + "." * 9000))
         assert secret not in cleaned.prompt, offset
+
+
+async def test_no_text_of_beginnings_makes_the_filter_run_for_long():
+    begun = time.monotonic()
+    cleaned = await OutboundFilter("redact").apply(Request("-----BEGIN PRIVATE KEY-----" * 100_000 + "." * 20_000))
+    assert cleaned.prompt.endswith("." * 20_000)
+    keys = " ".join(f"sk-ant-{number:030d}" for number in range(2000))
+    with pytest.raises(PolicyError, match="more than 1000 credentials"):
+        await OutboundFilter("redact").apply(Request(keys))
+    assert time.monotonic() - begun < 5
 
 
 async def test_what_was_redacted_neither_leaves_nor_is_recorded(tmp_path, caplog):
