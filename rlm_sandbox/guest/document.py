@@ -195,8 +195,9 @@ class Document:
         i = at // self.block
         self._fill_newlines(i)
         start, known = i * self.block, self._newlines[i]
-        if start < self._latest[0] <= at:  # questions mostly come in order
-            start, known = self._latest
+        latest = self._latest  # read once: another thread may ask meanwhile
+        if start < latest[0] <= at:  # questions mostly come in order
+            start, known = latest
         known += self.read(start, at).count(b"\n")
         self._latest = (at, known)
         return known

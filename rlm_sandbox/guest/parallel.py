@@ -3,7 +3,7 @@
 Threads do not help (bytes methods hold the interpreter lock) and ``multiprocessing`` would import the user's cells again
 or pickle what they made. A forked child sees the same open input, runs one function over one range of numbers, writes
 the resulting integers to a pipe and leaves by ``os._exit``: nothing of the session runs in it. If a fork fails (a pids
-limit) the parent does that share itself.
+limit, no descriptor left) the parent does that share itself.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def gather(source: Source, job: Callable[[int, int], array[int]], low: int, high
 
 def _start(source: Source, job: Callable[[int, int], array[int]], low: int, high: int) -> tuple[int, int] | None:
     """Return ``(pid, pipe)`` of a child at work, or None if there can be none."""
-    reader, writer = os.pipe()
+    try:
+        reader, writer = os.pipe()
+    except OSError:
+        return None
     try:
         pid = os.fork()
     except OSError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from array import array
 from collections.abc import Iterator, Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, Protocol, overload
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from rlm_sandbox.guest.text import Text
 
-# Pieces between checkpoints: one costs 8 bytes per 1,024 lines, an index at most 1,023 lines of walking.
+# Pieces between checkpoints: one costs some 100 bytes per 1,024 lines, an index at most 1,023 lines of walking.
 EVERY = 1024
 # Items a slice returns as a list; more come as a lazy view. A million short strings take about 60 MB.
 LIST_MAX = 1_000_000
@@ -39,7 +38,7 @@ class Parts(Sequence["str | Text"]):
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
-        self._marks = array("q", [0])
+        self._marks = {0: 0}  # by number, so that threads that pass one at the same time set it once
         self._total = -1
 
     def __iter__(self) -> Iterator[str | Text]:
@@ -49,8 +48,8 @@ class Parts(Sequence["str | Text"]):
         """Walk from a checkpoint on, setting those that are passed for the first time."""
         number = mark * EVERY
         for position, piece in self._walk(self._marks[mark]):
-            if number == len(self._marks) * EVERY:
-                self._marks.append(position)
+            if number % EVERY == 0:
+                self._marks.setdefault(number // EVERY, position)
             number += 1
             yield position, piece
         self._total = number

@@ -363,9 +363,10 @@ def test_a_child_that_cannot_be_forked_or_dies_costs_nothing_but_time(tmp_path, 
     def refuse():
         raise BlockingIOError(11, "pids limit")
 
-    monkeypatch.setattr(os, "fork", refuse)
-    text = Text(Document(FileSource(str(tmp_path / "f"), Changes()), block=1024))
-    assert text.count("x") == 50_000
+    for name in ("fork", "pipe"):
+        monkeypatch.setattr(os, name, refuse)
+        text = Text(Document(FileSource(str(tmp_path / "f"), Changes()), block=1024))
+        assert text.count("x") == 50_000
     monkeypatch.undo()
     monkeypatch.setattr(parallel, "WORTH", 4096)
     monkeypatch.setattr(parallel, "cores", lambda: 4)

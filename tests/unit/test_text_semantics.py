@@ -2,13 +2,15 @@
 
 import itertools
 import re
+import sys
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rlm_sandbox.guest import cells, doors, regex, utf8
+from rlm_sandbox.guest import cells, doors, parts, regex, utf8
 from rlm_sandbox.guest.document import Document
 from rlm_sandbox.guest.errors import TooLarge
 from rlm_sandbox.guest.source import BytesSource
@@ -311,6 +313,21 @@ def test_pieces_take_every_index_that_a_list_takes():
     for wrong, error in ((1.0, TypeError), ("1", TypeError), (slice(0, 5, 0), ValueError), (slice("a"), TypeError)):
         with pytest.raises(error):
             lazy[wrong]
+
+
+def test_threads_may_walk_the_pieces_and_count_lines_at_the_same_time(monkeypatch):
+    monkeypatch.setattr(parts, "EVERY", 2)
+    s, t = both("\n".join(map(str, range(400))).encode(), block=64)
+    expected, lazy, before = s.split("\n"), t.split("\n"), sys.getswitchinterval()
+    at = [n for n in range(len(s)) if s[n - 1 : n] == "\n"]
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            walked = list(pool.map(lambda n: (lazy[n], t._doc.newlines_before(at[n - 1])), list(range(1, 400)) * 2))
+    finally:
+        sys.setswitchinterval(before)
+    assert walked == [(expected[n], n) for n in range(1, 400)] * 2
+    assert list(lazy._marks) == list(range(200))
 
 
 def test_a_text_has_a_hash_however_little_fits_into_one_str():
