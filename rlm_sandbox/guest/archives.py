@@ -15,6 +15,7 @@ import lzma
 import os
 import tarfile
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -55,10 +56,11 @@ class Archive(Mapping[str, "str | Text"]):
         self._opener = opener
         self._str_max = str_max
         self._limit = limit
+        self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> str | Text:
         member = self._members[name]
-        with _told(name), self._opener(member) as stream:
+        with self._lock, _told(name), self._opener(member) as stream:  # all members share one position in the file
             source = as_utf8(_spooled(stream, name, self._limit))
         if source.size <= self._str_max:
             return utf8.decode(source.read(0, source.size))

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import types
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zstandard
@@ -18,6 +19,7 @@ from rlm_sandbox.guest.text import Text
 
 pytestmark = pytest.mark.component
 
+MANY = {f"{n}": f"{n} " * 3000 for n in range(60)}
 MEMBERS = {"a.txt": "hello \u00e9\n", "../../etc/passwd": "only a name", "deep/b.log": "ERROR x\n" * 5000}
 
 
@@ -75,6 +77,20 @@ def test_members_are_texts_under_the_names_they_have(tmp_path, monkeypatch, data
     assert "link" not in archive
     with pytest.raises(KeyError):
         archive["nothing"]
+
+
+@pytest.mark.parametrize(
+    "data", [tar_bytes(MANY), tar_bytes(MANY, mode="w:gz"), zip_bytes(MANY)], ids=["tar", "tar.gz", "zip"]
+)
+def test_threads_may_read_members_at_the_same_time(tmp_path, data):
+    archive = opened(tmp_path, data, str_max=1 << 20)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert dict(zip(MANY, pool.map(archive.__getitem__, MANY), strict=True)) == MANY
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize(("compress", "suffix"), [(gzip.compress, "gz"), (bz2.compress, "bz2"), (lzma.compress, "xz")])
