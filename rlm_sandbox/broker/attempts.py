@@ -170,6 +170,7 @@ class Attempts:
     async def _attempt(self, order: Order, call: Call, number: int) -> tuple[Reply, str | None]:
         key = priming_key(order.lane_key, order.provider, call)
         request = order.request
+        await _opened(order)
         async with self.priming.turn(key, order.deadline) as began:
             if order.rate is not None:
                 await order.rate.take(order.deadline)
@@ -309,6 +310,15 @@ class Attempts:
                 raise _gate_beyond_deadline(order) from fault
             raise provider_error(fault, number) from fault
         await self.sleep(pause)
+
+
+async def _opened(order: Order) -> None:
+    """Have what a provider needs before its first request (an SDK's import, weights, a server) before anything is held for it."""
+    provider: Any = order.provider
+    if getattr(provider, "is_open", True):  # optional, as most of the doubles need nothing
+        return
+    async with asyncio.timeout_at(order.deadline):
+        await provider.open()
 
 
 def is_usable(usage: Usage) -> bool:

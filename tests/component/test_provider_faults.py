@@ -201,6 +201,18 @@ async def test_a_server_that_is_not_there_owes_nothing(connect, api):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "extra", [{"ca_file": "/nonexistent.pem"}, {"proxy": "nonsense"}, {"proxy": "ftp://x"}], ids=str
+)
+async def test_a_way_to_the_provider_that_cannot_be_used_owes_nothing(server, connect, api, extra):
+    provider = connect(api, extra=extra)
+    for _ in range(2):
+        got = await fail(provider)
+        assert (got.code, got.billable, got.retryable) == ("unreachable", "no", False)
+    assert not server.log
+
+
+@BOTH
 async def test_a_bomb_in_an_errors_body_is_cut_short(server, connect, api):
     server.plan = [Fault("gzip_bomb", {"status": 500})]
     got = await fail(connect(api))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rlm_sandbox.broker.types import Limits, Position, ProviderFault, Usage
-from rlm_sandbox.errors import BudgetExceeded
+from rlm_sandbox.errors import BudgetExceeded, ProviderError
 from tests.support.broker_double import OVERLOADED, RESET, FakeProvider, account, ask, fault
 
 pytestmark = pytest.mark.unit
@@ -95,3 +95,42 @@ async def test_usage_is_reported_where_it_was_and_counted_where_it_was_not(tmp_p
     assert (budget.tokens_in, budget.tokens_out) == (5, 3)
     assert budget.unreported_tokens > 500
     assert [each["usage_reported"] for each in call["attempts"]] == [False, True]
+
+
+class Unopened(FakeProvider):
+    """Needs something first, as an SDK's import or a server takes seconds."""
+
+    is_open = False
+
+    def __init__(self, fault=None):
+        super().__init__()
+        self.fault = fault
+        self.gate = asyncio.Event()
+
+    async def open(self):
+        await self.gate.wait()
+        if self.fault:
+            raise self.fault
+        self.is_open = True
+
+
+async def test_nothing_is_held_for_a_provider_that_is_not_open_yet(tmp_path):
+    provider = Unopened()
+    async with account(tmp_path, provider) as session:
+        task = asyncio.create_task(session.ask(ask(), Position(1, 0)))
+        await asyncio.sleep(0.05)
+        assert (await session.verify())["attempts"] == 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        provider.gate.set()
+        assert (await session.ask(ask("other"), Position(1, 1))).attempts == 1
+        assert (await session.budget()).calls == 1
+
+
+async def test_a_provider_that_cannot_be_opened_costs_nothing(tmp_path):
+    provider = Unopened(ProviderFault("no certificates", code="unreachable", billable="no"))
+    provider.gate.set()
+    async with account(tmp_path, provider) as session:
+        with pytest.raises(ProviderError, match="no certificates"):
+            await session.ask(ask(), Position(1, 0))
+        assert (await session.verify())["attempts"] == 0

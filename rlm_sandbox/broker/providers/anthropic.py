@@ -88,7 +88,7 @@ class AnthropicProvider:
 
     async def attempt(self, call: Call, *, timeout_s: float, began: Callable[[], None]) -> Reply:
         """Make one request and read its whole answer. Raises :class:`ProviderFault` only."""
-        await self._open()
+        await self.open()
         body = request_body(call, adaptive=self._is_adaptive(call.model), form=self._form(call))
         try:
             async with asyncio.timeout(timeout_s):
@@ -103,7 +103,12 @@ class AnthropicProvider:
         if self._client is not None:
             await self._client.close()
 
-    async def _open(self) -> None:
+    @property
+    def is_open(self) -> bool:
+        """False until the first :meth:`open`."""
+        return self._client is not None
+
+    async def open(self) -> None:
         """Import the SDK (a second of work) beside the event loop, and build this session's client."""
         async with self._opening:
             if self._client is not None:

@@ -109,6 +109,10 @@ class _BoundedTransport(httpx2.AsyncBaseTransport):
         self._all: list[httpx2.AsyncBaseTransport] = []
         self._idle: list[httpx2.AsyncBaseTransport] = []
 
+    def make_ready(self) -> None:
+        """Make the first connection's transport now, so that what cannot be used is found before anything is paid for."""
+        self._idle.append(self._take())
+
     def _take(self) -> httpx2.AsyncBaseTransport:
         if self._idle:
             return self._idle.pop()
@@ -153,7 +157,19 @@ def _tls(ca_file: str | None) -> ssl.SSLContext:
 
 
 def client(credentials: Credentials) -> httpx2.AsyncClient:
-    """Return the HTTP client for one session. ``extra`` may name a ``proxy`` URL and a ``ca_file``."""
+    """Return the HTTP client for one session. ``extra`` may name a ``proxy`` URL and a ``ca_file``.
+
+    Raises:
+        ProviderFault: one of them cannot be used.
+    """
+    try:
+        return _client(credentials)
+    except (OSError, ValueError, httpx2.InvalidURL) as error:
+        text = f"the proxy or the certificates cannot be used: {_line(str(error))}"
+        raise ProviderFault(text, code="unreachable", billable="no") from error
+
+
+def _client(credentials: Credentials) -> httpx2.AsyncClient:
     tls = _tls(credentials.extra.get("ca_file"))
 
     def one() -> httpx2.AsyncHTTPTransport:
@@ -162,7 +178,9 @@ def client(credentials: Credentials) -> httpx2.AsyncClient:
             verify=tls, limits=limits, proxy=credentials.extra.get("proxy"), trust_env=False
         )
 
-    return httpx2.AsyncClient(transport=_BoundedTransport(one), trust_env=False, follow_redirects=False)
+    transport = _BoundedTransport(one)
+    transport.make_ready()
+    return httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
 
 
 def timeout(total_s: float) -> httpx2.Timeout:

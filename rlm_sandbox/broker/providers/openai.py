@@ -76,8 +76,7 @@ class OpenAIProvider:
 
     async def attempt(self, call: Call, *, timeout_s: float, began: Callable[[], None]) -> Reply:
         """Make one request and read its whole answer. Raises :class:`ProviderFault` only."""
-        async with self._opening:
-            await self._open()
+        await self.open()
         body = self._body(call)
         try:
             async with asyncio.timeout(timeout_s):
@@ -86,6 +85,16 @@ class OpenAIProvider:
             raise self._refused(call, body, error) from error
         except self._foreign as error:
             raise self._http.wire_fault(error, self.name) from error
+
+    @property
+    def is_open(self) -> bool:
+        """False until the first :meth:`open`."""
+        return self._client is not None
+
+    async def open(self) -> None:
+        """Have everything that a request needs. Raises :class:`ProviderFault`."""
+        async with self._opening:
+            await self._open()
 
     async def aclose(self) -> None:
         """Close the connections."""
