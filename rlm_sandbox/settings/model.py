@@ -238,7 +238,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
                 f"{path}: is no file", hint="correct the file or remove it"
             )  # reading a FIFO would not end
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except FileNotFoundError as exc:
+        if path.is_symlink():  # somebody meant a file to be there: without it, what it forbids would be allowed
+            raise UsageError(f"{path}: leads nowhere", hint="correct the link or remove it") from exc
         return {}
     except (OSError, ValueError) as exc:
         raise UsageError(f"{path}: cannot be read: {exc}", hint="correct the file or remove it") from exc

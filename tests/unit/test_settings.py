@@ -116,6 +116,12 @@ def test_a_policy_that_bounds_nothing_is_none(tmp_path, line):
         load_policy(tmp_path, tmp_path / "none.toml")
 
 
+def test_a_link_that_leads_nowhere_is_not_an_absent_policy(tmp_path):
+    (tmp_path / "policy.toml").symlink_to(tmp_path / "gone.toml")
+    with pytest.raises(UsageError, match="leads nowhere"):
+        load_policy(tmp_path, tmp_path / "none.toml")
+
+
 def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path):
     os.mkfifo(tmp_path / "policy.toml")
     with pytest.raises(UsageError, match="no file"):
