@@ -181,7 +181,9 @@ class Writer:
     def _unavailable(self, error: sqlite3.Error) -> LedgerUnavailable:
         refusal = LedgerUnavailable(
             f"the ledger cannot be used ({error}); nothing is bought while that lasts",
-            hint=f"free space on the disk of {self._path.parent}, or end the process that locks {self._path.name}",
+            hint=f"restore {self._path} from a copy, or move it away: the account then begins anew"
+            if _is_damage(error)
+            else f"free space on the disk of {self._path.parent}, or end the process that locks {self._path.name}",
         )
         refusal.__cause__ = error
         return refusal
@@ -200,6 +202,12 @@ class Writer:
         told = [(job.future, value, error) for job, value, error in outcomes if job.future is not None]
         if told and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, told)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Tell whether waiting and space would not help: the file is no ledger of ours, or not any more."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
 def _resolve(told: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:

@@ -113,3 +113,15 @@ async def test_a_cache_that_cannot_be_written_costs_nothing_while_the_broker_liv
             assert (await session.ask(ask(), Position(1, 0))).text == "answer to q"
         assert (await session.budget()).calls == 1
     assert "is kept in memory" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a database" * 1000])
+async def test_a_ledger_that_is_none_says_what_to_do_with_it(tmp_path, damage):
+    (tmp_path / "ledger.db").write_bytes(damage)
+    if not damage:
+        with sqlite3.connect(tmp_path / "ledger.db") as db:
+            db.execute("CREATE TABLE migrations (wrong)")
+    with pytest.raises(PrerequisiteError) as caught:
+        async with account(tmp_path):
+            pass
+    assert "move it away" in caught.value.hint
