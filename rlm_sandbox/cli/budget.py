@@ -44,6 +44,8 @@ def budget_command(
     form = chosen(form)
     if history and verify:
         raise UsageError("--history and --verify exclude each other", hint="choose one")
+    if (history or verify) and (set_calls is not None or any(value not in (None, False) for value in caps.values())):
+        raise UsageError("--history and --verify change no caps", hint="set the caps in a command before it")
     if history or verify:
         op = "budget_history" if history else "budget_verify"
         output.document(client.call(op, {"session": session}, spawn=False), form, op)

@@ -221,3 +221,6 @@ def test_history_and_verification_of_the_ledger(cli, log_file):
         assert len(history["calls"]) == 2
         assert cli.ok("budget", "--verify", *named)["session"] == started["session"]
         assert cli("budget", "--verify", "--history", *named).code == 2
+        for shown, change in (("--history", ("--set", "1")), ("--verify", ("--clear-token-limit",))):
+            assert "change no caps" in cli("budget", shown, *change, *named).error["message"]
+        assert cli.ok("budget", *named)["limit"] == 100
