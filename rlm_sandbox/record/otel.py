@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rlm_sandbox import __version__
+from rlm_sandbox.record.names import ModelNames, word
 from rlm_sandbox.sanitize import one_line
 
 if TYPE_CHECKING:
@@ -51,8 +52,12 @@ def build(recording: Recording) -> bytes:
             },
         )
     ]
+    known = ModelNames()
+    for each in (first, start):
+        if each is not None:
+            known.learn(each.model, each.settings.get("allow_model"))
     for cell in past.cells.values():
-        spans += _cell(cell, trace, root, start.provider if start else "")
+        spans += _cell(cell, trace, root, start.provider if start else "", known)
     resource = {"service.name": "rlm-sandbox", "service.version": __version__}
     request = {
         "resourceSpans": [
@@ -67,7 +72,7 @@ def build(recording: Recording) -> bytes:
     return json.dumps(request, separators=(",", ":")).encode() + b"\n"
 
 
-def _cell(cell: PastCell, trace: str, root: str, provider: str) -> list[dict[str, Any]]:
+def _cell(cell: PastCell, trace: str, root: str, provider: str, known: ModelNames) -> list[dict[str, Any]]:
     began = _nanos(cell.began_at)
     took = max(
         [cell.result.elapsed_ms if cell.result else 0, *(call.asked_ms + call.elapsed_ms for call in cell.calls)]
@@ -83,17 +88,20 @@ def _cell(cell: PastCell, trace: str, root: str, provider: str) -> list[dict[str
     error = None if cell.status == "ok" else cell.status
     spans = [_span(trace, ident, root, "execute_tool cell", (began, began + took * _MS), about, error=error)]
     for index, call in enumerate(cell.calls):
-        spans.append(_call(call, index, began, trace, ident, provider))
+        spans.append(_call(call, index, began, trace, ident, provider, known))
     return spans
 
 
-def _call(call: r.Call, index: int, began: int, trace: str, cell: str, provider: str) -> dict[str, Any]:
+def _call(
+    call: r.Call, index: int, began: int, trace: str, cell: str, provider: str, known: ModelNames
+) -> dict[str, Any]:
     usage = call.usage or [0, 0, 0, 0]
+    model = known.used(call.model, call.outcome)
     about: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": provider,
-        "gen_ai.request.model": call.request.model or call.model,
-        "gen_ai.response.model": call.model,
+        "gen_ai.request.model": known.asked(call.request.model) or model,
+        "gen_ai.response.model": model,
         "gen_ai.usage.input_tokens": usage[0] + usage[2] + usage[3],
         "gen_ai.usage.output_tokens": usage[1],
         "gen_ai.usage.cache_read.input_tokens": usage[2],
@@ -107,13 +115,13 @@ def _call(call: r.Call, index: int, began: int, trace: str, cell: str, provider:
     if call.request.max_tokens is not None:
         about["gen_ai.request.max_tokens"] = call.request.max_tokens
     if call.request_id is not None:
-        about["gen_ai.response.id"] = call.request_id
+        about["gen_ai.response.id"] = word(call.request_id)
     if call.stop_reason is not None:
-        about["gen_ai.response.finish_reasons"] = [call.stop_reason]
+        about["gen_ai.response.finish_reasons"] = [word(call.stop_reason)]
     error = None if call.error is None else call.error.code
     times = (began + call.asked_ms * _MS, began + (call.asked_ms + call.elapsed_ms) * _MS)
     ident = _id(f"call {call.cell} {index}", trace, 16)
-    return _span(trace, ident, cell, f"chat {one_line(call.model, 100)}", times, about, kind=_CLIENT, error=error)
+    return _span(trace, ident, cell, f"chat {one_line(model, 100)}", times, about, kind=_CLIENT, error=error)
 
 
 def _span(

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
+from rlm_sandbox.record.names import GONE, ModelNames, word
 from rlm_sandbox.session.journal import GENESIS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-GONE = "(redacted)"
-
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,127}")
 
 _ALWAYS = ("v", "seq", "prev", "at", "kind")
 _KEPT: dict[str, tuple[str, ...]] = {
@@ -42,10 +38,10 @@ _KEPT: dict[str, tuple[str, ...]] = {
 
 def journal(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Return the lines of a checked journal without texts, as a chain of their own."""
-    previous, models = GENESIS, _Models()
+    previous, known = GENESIS, ModelNames()
     for line in lines:
         record = json.loads(line)
-        models.learn_or_hide(record)
+        _models(record, known)
         plain = {name: record[name] for name in (*_ALWAYS, *_KEPT[record["kind"]])}
         replace = _REPLACED.get(record["kind"])
         plain |= replace(record) if replace is not None else {}
@@ -55,33 +51,13 @@ def journal(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield out
 
 
-class _Models:
-    """The names of models that whoever started the session chose. Others are a cell's words, or a provider's."""
-
-    def __init__(self) -> None:
-        self._chosen: set[str] = set()
-
-    def learn_or_hide(self, record: dict[str, Any]) -> None:
-        """Take the names of a start, and hide in a call what is none of them."""
-        if record["kind"] == "start":
-            allowed = record["settings"].get("allow_model")
-            self._chosen |= {record["model"], *(allowed if isinstance(allowed, list) else ())}
-        elif record["kind"] == "call":
-            asked = record["request"]
-            if asked["model"] is not None and asked["model"] not in self._chosen:
-                asked["model"] = GONE
-            if record["model"] not in self._chosen and not self._dated(record["model"], record["outcome"]):
-                record["model"] = GONE
-
-    def _dated(self, name: str, outcome: str) -> bool:
-        """Providers answer under a longer name than was asked for: ``gpt-4o-2024-08-06``."""
-        known = any(name.startswith(chosen) for chosen in self._chosen)
-        return known and outcome != "failed" and _IDENTIFIER.fullmatch(name) is not None
-
-
-def _word(text: str | None) -> str | None:
-    """Return what is an identifier of a provider's, and no text that came with it."""
-    return text if text is None or _IDENTIFIER.fullmatch(text) else GONE
+def _models(record: dict[str, Any], known: ModelNames) -> None:
+    """Take the names of a start, and hide in a call what is none of them."""
+    if record["kind"] == "start":
+        known.learn(record["model"], record["settings"].get("allow_model"))
+    elif record["kind"] == "call":
+        record["request"]["model"] = known.asked(record["request"]["model"])
+        record["model"] = known.used(record["model"], record["outcome"])
 
 
 def _numbers(form: dict[str, Any]) -> dict[str, Any]:
@@ -103,9 +79,9 @@ def _start(record: dict[str, Any]) -> dict[str, Any]:
 def _call(record: dict[str, Any]) -> dict[str, Any]:
     error = record["error"]
     return {
-        "error": None if error is None else {**error, "message": GONE, "hint": "", "code": _word(error["code"])},
-        "request_id": _word(record["request_id"]),
-        "stop_reason": _word(record["stop_reason"]),
+        "error": None if error is None else {**error, "message": GONE, "hint": "", "code": word(error["code"])},
+        "request_id": word(record["request_id"]),
+        "stop_reason": word(record["stop_reason"]),
     }
 
 

@@ -1,5 +1,6 @@
 """The other forms of a record: comparisons, spans, inspect logs, summaries and the list of past runs."""
 
+import hashlib
 import json
 import re
 import time
@@ -70,6 +71,22 @@ def test_spans_form_one_tree_and_hold_no_text(run):
     assert [each["value"] for each in failed[0]["attributes"] if each["key"] == "error.type"] == [
         {"stringValue": "overloaded"}
     ]
+
+
+def test_spans_name_no_model_that_a_cell_made_up(tmp_path):
+    record_run(tmp_path)
+    raw = (tmp_path / "journal.jsonl").read_bytes()
+    lines, before = [], "0" * 64
+    for line in raw.splitlines():
+        record = json.loads(line)
+        if record["kind"] == "call":
+            record["model"] = record["request"]["model"] = "a customer's name"
+            record["request_id"] = record["stop_reason"] = "a customer's word"
+        lines.append(json.dumps({**record, "prev": before}, separators=(",", ":")).encode() + b"\n")
+        before = hashlib.sha256(lines[-1]).hexdigest()
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(lines))
+    with of_session(tmp_path) as found:
+        assert b"customer" not in reports.make(found, "otel")
 
 
 def test_an_inspect_log_has_what_its_reader_requires(run):
