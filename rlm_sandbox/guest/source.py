@@ -8,6 +8,7 @@ to pass on.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from array import array
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Descriptors a directory keeps open. The container's own limit is at least 1,024; most files are read once, in order.
 OPEN_FILES = 64
+# Reasons of a refused open that say nothing about the file: no descriptor left, no memory.
+_NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Distinct change notes kept: enough to see a pattern, small enough for one result.
 NOTES = 20
 
@@ -232,6 +235,8 @@ class ConcatSource:
         try:
             source = FileSource(f"{self._root}/{path}", self._changes, name=path, seen=self._seen.get(i))
         except OSError as error:
+            if error.errno in _NOT_THE_FILE:
+                raise
             message = f"the input changed while the session ran: {path} cannot be opened any more"
             self._changes.note(message)
             raise InputChanged(message) from error

@@ -1,6 +1,7 @@
 """The names a session gets for its input, over real files: one file, directories, and input that does not hold still."""
 
 import copy
+import errno
 import gc
 import itertools
 import json
@@ -334,6 +335,21 @@ def test_a_file_of_a_directory_that_disappears_is_a_typed_error(tmp_path):
     with pytest.raises(InputChanged, match=r"a\.txt"):
         names["files"]["a.txt"][:3]
     assert any("a.txt" in note and "changed" in note for note in helpers.warnings())
+
+
+def test_a_cell_that_used_up_its_descriptors_is_not_told_that_the_input_changed(tmp_path, monkeypatch):
+    names = build_directory(tmp_path, FILES, str_max=10)
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="Too many") as caught:
+        str(names["files"]["a.txt"])
+    assert not isinstance(caught.value, InputChanged)
+    monkeypatch.undo()
+    assert "".join(names["files"]["a.txt"]) == FILES["a.txt"].decode()
+    assert helpers.warnings() == []
 
 
 def test_forked_counting_equals_counting_alone(tmp_path, monkeypatch):
