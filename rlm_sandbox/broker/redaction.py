@@ -30,8 +30,20 @@ GUESSERS = frozenset({"Base64HighEntropyString", "HexHighEntropyString", "Keywor
 OWN = {
     "Anthropic API Key": re.compile(r"sk-ant-[A-Za-z0-9_-]{20,256}"),
     "OpenAI API Key": re.compile(r"sk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{20,256}"),
+    "OpenRouter API Key": re.compile(r"sk-or-v1-[0-9a-f]{64}"),
     "Google API Key": re.compile(r"AIza[A-Za-z0-9_-]{35}"),
+    "Hugging Face Token": re.compile(r"\bhf_[A-Za-z0-9]{34}"),
+    "GitHub Fine-Grained Token": re.compile(r"github_pat_[A-Za-z0-9_]{22,255}"),
 }
+
+REST = re.compile(r"[A-Za-z0-9_-]*")
+"""What belongs to a token that goes on."""
+
+VERIFIED = frozenset({"JwtTokenDetector"})
+"""Plugins that look at what their expression found."""
+
+JWT, JWT_REST = "JSON Web Token", r"[A-Za-z0-9_.=+/-]*"
+"""detect-secrets ends one before its signature, and a window may end one before that."""
 
 KEY_BEGINS = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 KEY_ENDS = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
@@ -64,7 +76,7 @@ class OutboundFilter:
         Raises:
             PolicyError: credentials were found, and the policy is to refuse.
         """
-        texts = {name: getattr(request, name) for name in ("system", "prefix", "prompt")}
+        texts = {name: getattr(request, name) for name in ("system", "prefix", "prompt", "schema")}
         size = sum(len(text) for text in texts.values() if text)
         search = self._clean if request.tools is None else self._clean_conversation
         if size <= INLINE_MAX:
@@ -108,7 +120,10 @@ class OutboundFilter:
                 )
         for secret in sorted(found, key=len, reverse=True):
             kinds.add(found[secret])
-            text = text.replace(secret, f"[REDACTED {found[secret]}]")
+            mark = f"[REDACTED {found[secret]}]"
+            text = (
+                re.sub(re.escape(secret) + JWT_REST, mark, text) if found[secret] == JWT else text.replace(secret, mark)
+            )
         return text
 
 
@@ -152,8 +167,21 @@ def _detectors() -> Iterator[tuple[str, Callable[[str], set[str]]]]:
 
 
 def _searcher(plugin: Any) -> Callable[[str], set[str]]:
+    """Return a search for whole matches: of an expression with groups, ``analyze_string`` gives the groups, and some hold but a prefix."""
+    if isinstance(plugin.denylist, (list, tuple)) and plugin.__class__.__name__ not in VERIFIED:
+        return _finder(*plugin.denylist)
     return lambda text: {secret for secret in plugin.analyze_string(text) if isinstance(secret, str) and secret.strip()}
 
 
-def _finder(pattern: re.Pattern[str]) -> Callable[[str], set[str]]:
-    return lambda text: set(pattern.findall(text))
+def _finder(*patterns: re.Pattern[str]) -> Callable[[str], set[str]]:
+    def find(text: str) -> set[str]:
+        found = set()
+        for pattern in patterns:
+            for match in pattern.finditer(text):
+                end = match.end()
+                rest = REST.match(text, end) if match[0][-1:].isalnum() else None
+                end = rest.end() if rest else end  # the expression may know the shortest form of a longer token
+                found.add(text[match.start() : end].strip())
+        return found - {""}
+
+    return find
