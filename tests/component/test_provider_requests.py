@@ -211,6 +211,18 @@ async def test_a_schema_that_a_server_does_not_take_is_asked_for_in_words(server
     assert sent["messages"][-1]["content"].endswith(json.dumps(SCHEMA))
 
 
+async def test_a_schema_that_a_server_has_no_grammar_for_is_asked_for_in_words_and_others_are_not(server, connect):
+    provider = connect("openai")
+    text = "Automatic parser generation failed: JSON schema error at #/properties/a: schema must be an object"
+    server.plan = [Fault("status", {"status": 400, "message": text})]
+    got = await fail(provider, schema='{"properties":{"a":true}}')
+    assert (got.code, got.retryable) == ("unsupported_parameter", True)
+    sent = await body(server, provider, schema='{"properties":{"a":true}}', prompt="own")
+    assert "response_format" not in sent
+    assert sent["messages"][-1]["content"].startswith("own\n\nAnswer with one JSON value")
+    assert "response_format" in await body(server, provider, schema=json.dumps(SCHEMA))
+
+
 async def test_a_server_that_counts_only_whole_answers_is_asked_for_those(server, connect):
     provider = connect("openai")
     server.plan = [Fault("usage", {"missing": True})]

@@ -214,9 +214,7 @@ FOUND = {
     "glpat-" + "a1B2" * 6: "GitLab",
     "npm_" + "a1B2" * 9: "NPM",
     "https://user:h0rse" + "battery@host/": "Basic Auth",
-    "eyJhbGciOiJIUzI1NiJ9."
-    + "eyJzdWIiOiIxMjM0NTY3ODkwIn0."
-    + "dozjgNryP4J3jVmN-l0w5N_XgL0n3I9PlFUP0THsR8U": "JSON Web",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmN-l0w5N_XgL0n3I9PlFUP0THsR8U": "JSON Web",
     KEY: "Private Key",
     KEY.rpartition("\n")[0]: "Private Key",
 }

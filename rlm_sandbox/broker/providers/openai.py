@@ -36,6 +36,9 @@ DEFAULT_MODEL = "gpt-4o-mini"
 _REASONING = re.compile(r"(^|/)(o\d|gpt-([5-9]|\d\d))")
 """Models that think: they take ``max_completion_tokens`` and an effort, and refuse ``max_tokens``."""
 
+_ABOUT_FORM = re.compile(r"schema|grammar", re.IGNORECASE)
+"""A refusal that says so is of this schema: the server has no grammar for it."""
+
 _OPTIONAL = ("stream_options", "reasoning_effort", "response_format", "max_tokens", "max_completion_tokens", "tools")
 """Parameters that can be left out, or put in another way, when a server names one in refusing."""
 
@@ -59,6 +62,7 @@ class OpenAIProvider:
         self._client: Any = None
         self._foreign: tuple[type[Exception], ...] = ()
         self._refused_parameters: set[tuple[str, str]] = set()
+        self._worded: set[tuple[str, str]] = set()
         self._streams = True
 
     @property
@@ -182,21 +186,26 @@ class OpenAIProvider:
             body["tools"] = conversation.to_functions(conversation.decode(call.tools))
         else:
             text = f"{call.prefix}\n\n{call.prompt}" if call.prefix else call.prompt
-            if call.schema is not None and (call.model, "response_format") in self._refused_parameters:
+            if call.schema is not None and self._in_words(call):
                 text = f"{text}\n\n{in_words(call)}"
             messages.append({"role": "user", "content": text})
         body[self._limit_name(call.model)] = call.output_ceiling
         if call.thinking_budget:
             body["reasoning_effort"] = effort(call.thinking_budget)
-        if call.schema is not None:
+        if call.schema is not None and not self._in_words(call):
             named = {"name": "answer", "schema": json.loads(call.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         if self._streams and (call.model, "stream_options") not in self._refused_parameters:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        for name in ("reasoning_effort", "response_format", "tools"):
+        for name in ("reasoning_effort", "tools"):
             if (call.model, name) in self._refused_parameters:
                 body.pop(name, None)
         return body
+
+    def _in_words(self, call: Call) -> bool:
+        """Tell whether a schema is asked for in words: of all schemas, or of this one, the server has said that it takes none."""
+        refused = (call.model, "response_format") in self._refused_parameters
+        return refused or (call.model, call.schema) in self._worded
 
     def _limit_name(self, model: str) -> str:
         names = ["max_tokens", "max_completion_tokens"]
@@ -218,6 +227,10 @@ class OpenAIProvider:
             named = [name for name in _OPTIONAL if name in body and re.search(rf"\b{name}\b", fault.message)]
             if named:
                 self._refused_parameters.add((call.model, named[0]))
+                fault.retryable = True
+                fault.code = "unsupported_parameter"
+            elif "response_format" in body and call.schema and _ABOUT_FORM.search(fault.message):
+                self._worded.add((call.model, call.schema))
                 fault.retryable = True
                 fault.code = "unsupported_parameter"
         return fault
