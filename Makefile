@@ -71,4 +71,7 @@ lock: .venv/.ready
 clean:
 	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage* dist
 
+# As they were given: make would read a dollar sign in them as the beginning of a variable's name.
+override INPUT := $(value INPUT)
+override QUESTION := $(value QUESTION)
 export INPUT QUESTION

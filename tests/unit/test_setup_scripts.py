@@ -166,3 +166,20 @@ def test_a_daemon_that_cannot_start_shows_the_end_of_its_log(machine):
     done = machine.run()
     assert done.returncode == 3
     assert "cannot mount cgroup" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given", ["a b", 'it\'s "so"', "cost $5 or $$x or $(HOME)#y", "two\nlines", "back\\slash; echo `id`"]
+)
+@pytest.mark.parametrize("way", ["argument", "environment"])
+def test_make_hands_input_and_question_on_as_they_were_given(tmp_path, given, way):
+    """Up to the recipe: what the demo's program would get, without running it."""
+    recipe = 'show:\n\t@printf "%s|%s" "$$INPUT" "$$QUESTION"\n'
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8") + recipe, encoding="utf-8")
+    words = [f"INPUT={given}", f"QUESTION={given}"]
+    pairs = dict(word.split("=", 1) for word in words) if way == "environment" else {}
+    done = subprocess.run(
+        ["make", "-s", "-C", str(tmp_path), "show", *([] if pairs else words)],
+        env={**os.environ, **pairs}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{given}|{given}"
