@@ -19,8 +19,12 @@ Message = dict[str, Any]
 
 
 def encode(value: Any) -> str:
-    """Return the text form of messages, tools or blocks; one value has one text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Return the text form of messages, tools or blocks; one value has one text.
+
+    Half a surrogate pair, which JSON can spell and a model may write, is no text that could be sent or kept: it becomes a question mark.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace").decode()
 
 
 def decode(text: str) -> list[dict[str, Any]]:

@@ -96,6 +96,7 @@ class ScriptedProvider:
         began()
         await asyncio.sleep(outcome.duration_s)
         text = outcome.answer if outcome.answer is not None else default_answer(call)
+        text = text.encode("utf-8", "replace").decode()  # a script can spell half a surrogate pair, which is no text
         if call.tools is not None:
             text = conversation.answer(text)
         return Reply(
