@@ -15,6 +15,7 @@ from rlm_sandbox import settings
 from rlm_sandbox.cli import output
 from rlm_sandbox.cli.text import render
 from rlm_sandbox.daemon import client
+from rlm_sandbox.errors import BudgetExceeded
 from rlm_sandbox.strategies.agent import history
 from rlm_sandbox.strategies.agent.loop import MAX_STEPS, Agent
 
@@ -114,6 +115,11 @@ def by_agent(
     output.note(f"[rlm] transcript: {wire.transcript}")
     try:
         outcome = agent.run(question, _told("started", started))
+    except BudgetExceeded as error:
+        # The session ends with the run, so that raising its cap is for those who bring it back.
+        resume = f"rlm-sandbox resume --session {started['session']}"
+        hint = f"give the run a larger --budget, --token-limit or --cost-limit; what its cells made comes back with: {resume}"
+        raise BudgetExceeded(error.message, hint=hint) from error
     finally:
         wire.close()
     told = {

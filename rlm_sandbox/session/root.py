@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_sandbox.broker import conversation
 from rlm_sandbox.broker.types import Position, Request
-from rlm_sandbox.errors import UsageError
+from rlm_sandbox.errors import ProviderError, UsageError
 from rlm_sandbox.session.convert import budget_state, usd
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ async def converse(
         max_tokens=max_tokens,
     )
     live.touch()
-    answer = await live.account.ask(request, Position(0, step))
+    try:
+        answer = await live.account.ask(request, Position(0, step))
+    except ProviderError as error:
+        if error.code != "no_text":
+            raise
+        return await _said_nothing(live, model)
     live.touch()
     return {
         "content": conversation.decode(answer.text),
@@ -41,6 +46,21 @@ async def converse(
         "tokens_in": answer.usage.total_in,
         "tokens_out": answer.usage.output_tokens,
         "cost_usd": usd(answer.cost_micro),
+        "budget": budget_state(await live.account.budget()).model_dump(mode="json"),
+    }
+
+
+async def _said_nothing(live: LiveSession, model: str | None) -> dict[str, Any]:
+    """Return a turn without content. A root model ends one so now and then, and goes on when it is spoken to: it costs the turn, not the job."""
+    live.touch()
+    return {
+        "content": [],
+        "stop_reason": None,
+        "model": model,
+        "cached": False,
+        "tokens_in": 0,
+        "tokens_out": 0,
+        "cost_usd": 0.0,
         "budget": budget_state(await live.account.budget()).model_dump(mode="json"),
     }
 

@@ -243,3 +243,26 @@ def test_a_root_model_without_a_price_is_refused_under_a_cap_in_money(cli, log_f
     assert (refused.code, refused.error["kind"]) == (5, "policy")
     assert (allowed.code, allowed.doc["answer"]) == (0, "1")
     assert len(api.main) == 1, "nothing was sent under the cap"
+
+
+def test_half_a_surrogate_pair_anywhere_costs_a_character_and_not_the_job(cli, log_file, tmp_path):
+    env = script(
+        tmp_path,
+        "A \udc80 first.",
+        [python("x = 'a\ud800b'; print(x)")],
+        [python("FINAL(x + llm_query('q'))")],
+        sub="s\udfff",
+    )
+    done = run(cli, log_file, env=env)
+    assert (done.code, done.doc["answer"]) == (0, "a?bs?")
+
+
+def test_a_cap_that_is_met_says_how_to_go_on_with_what_there_is(cli, log_file, tmp_path):
+    spend = "kept = llm_query_batch(['a', 'b', 'c', 'd'], on_error='return')[0]"
+    env = script(tmp_path, [python(spend)], [python("FINAL(kept)")])
+    done = run(cli, log_file, "--budget", "3", env=env)
+    assert (done.code, done.error["kind"]) == (6, "budget")
+    words = re.search(r"rlm-sandbox (resume --session \S+)", done.error["hint"])[1].split()
+    cli.ok(*words, env=env)
+    assert "A known failure." in cli.ok("exec", "-c", "print(kept)")["stdout"]
+    cli.ok("stop", "--all")

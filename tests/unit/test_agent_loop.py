@@ -155,3 +155,26 @@ def test_the_transcript_has_everything_in_order():
     job = Job(call("print(1)"), call("FINAL(1)"))
     job.run()
     assert [kind for kind, _ in job.notes] == ["system", "user", "assistant", "cell", "user", "assistant", "cell"]
+
+
+def test_a_turn_without_content_is_no_message_and_is_spoken_to():
+    nothing = {"content": [], "stop_reason": None}
+    job = Job(nothing, call("print(1)"), nothing, call("FINAL(1)"))
+    assert job.run().how == "final"
+    for request in job.requests:
+        assert all(message["content"] for message in request)
+        roles = [message["role"] for message in request]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+    assert last_text(job.requests[1]) == last_text(job.requests[3]) == prompt("nudge")
+
+
+def test_the_last_call_that_the_account_allows_is_announced_as_the_last_step():
+    left = {"limit": 3, "calls": 2}
+    job = Job({**call("print(1)"), "budget": {"limit": 3, "calls": 1}}, call("FINAL(1)"), max_steps=9)
+    job.execute = lambda code: {"final": "FINAL" in code, "shown": "ok", "budget": left}
+    job.agent.execute = job.execute
+    job.run()
+    assert last_text(job.requests[1]) == prompt("last")
+    talker = Job(call("print(1)"), {**talk("Many."), "budget": left}, talk("The disk."), max_steps=9)
+    assert talker.run().how == "prose"
+    assert [block["text"] for block in talker.requests[2][-1]["content"]] == [prompt("nudge"), prompt("last")]

@@ -70,6 +70,7 @@ class Agent:
     _messages: list[dict[str, Any]] = field(default_factory=list)
     _ran: bool = False
     _prose: int = 0
+    _budget: dict[str, Any] = field(default_factory=dict)
 
     def run(self, question: str, facts: str) -> Outcome:
         """Do the job.
@@ -83,16 +84,29 @@ class Agent:
         self.note("system", system)
         self._say([_text(prompt("task", question=question, facts=facts, steps=self.max_steps))])
         for step in range(1, self.max_steps + 1):
-            if step == self.max_steps and step > 1:
+            last = step == self.max_steps or self._one_call_left()
+            if last and step > 1:
                 self._messages[-1]["content"].append(_text(prompt("last")))
-            turn = self.ask(system, history.within(self._messages, self.history_max), TOOLS)
-            self.note("assistant", turn)
-            self._messages.append({"role": "assistant", "content": turn["content"]})
+            turn = self._turn(system)
             reply = read(turn["content"], turn.get("stop_reason"))
-            document = self._act(reply, last=step == self.max_steps)
+            document = self._act(reply, last=last)
             if document is not None:
                 return Outcome(document, step, "prose" if reply.is_prose else "final")
         raise self._unanswered()
+
+    def _turn(self, system: str) -> dict[str, Any]:
+        """Ask for one turn. One without content, as models send now and then, counts as talk; the API takes no such message back."""
+        turn = self.ask(system, history.within(self._messages, self.history_max), TOOLS)
+        self.note("assistant", turn)
+        if turn["content"]:
+            self._messages.append({"role": "assistant", "content": turn["content"]})
+        self._budget = turn.get("budget") or {}
+        return turn
+
+    def _one_call_left(self) -> bool:
+        """Tell whether the session's cap on calls allows one more turn and no other: the model is to know before it is gone."""
+        limit = self._budget.get("limit")
+        return limit is not None and limit - self._budget["calls"] == 1
 
     def _act(self, reply: Reply, *, last: bool) -> dict[str, Any] | None:
         """Run what there is to run; returns the document of the cell that gave the answer."""
@@ -129,11 +143,15 @@ class Agent:
         document = self.execute(cell.code)
         self.note("cell", {"code": cell.code, "document": document})
         self._ran = True
+        self._budget = document.get("budget") or self._budget
         return document
 
     def _say(self, blocks: list[dict[str, Any]]) -> None:
         self.note("user", blocks)
-        self._messages.append({"role": "user", "content": blocks})
+        if self._messages and self._messages[-1]["role"] == "user":  # nothing was said in between
+            self._messages[-1]["content"].extend(blocks)
+        else:
+            self._messages.append({"role": "user", "content": blocks})
 
     def _unanswered(self) -> DeadlineError | ProviderError:
         if self._ran:
