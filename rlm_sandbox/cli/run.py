@@ -7,6 +7,9 @@ session is stopped however the run ends.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 import signal
 import sys
 import time
@@ -39,6 +42,8 @@ CELL_S = 3600.0
 """A run may take long; its session's own limits (--time-limit, --cell-timeout) are what bounds it."""
 
 PROSE_WARNING = "the root model did not call FINAL; what it said last was taken as its answer"
+
+STOPPED = "the session was stopped"
 
 _KIND_OF = {"BudgetExceeded": "budget", "PolicyError": "policy", "ProviderError": "provider"}
 
@@ -85,6 +90,11 @@ def run_command(
     **options: Any,
 ) -> None:
     """Answer QUESTION over an input: start, run a strategy, print the answer, stop."""
+    question = question.encode("utf-8", "surrogateescape").decode(
+        "utf-8", "replace"
+    )  # bytes of no text cannot be asked
+    if target is not None and target != "-":
+        _writable(target)
     printed = form or click.get_current_context().find_root().obj
     chosen(form)
     began = time.monotonic()
@@ -94,6 +104,7 @@ def run_command(
         options["cell_timeout"] = options.get("cell_timeout") or CELL_S
         if root_model is not None or max_steps is not None:
             raise UsageError("--root-model and --max-steps are the agent's", hint="add --strategy agent")
+    asked_for = options.get("budget")
     options["new"] = True  # a run is over soon, and nobody's to go on with
     arguments = request.start_arguments(options.pop("input_path"), question=question, **options)
     signal.signal(signal.SIGTERM, _terminated)
@@ -107,7 +118,8 @@ def run_command(
 
             done, agent = by_agent(question, started, root_model=root_model, max_steps=max_steps, show=show)
         else:
-            done = client.call("exec", {"session": started["session"]}, _program(strategy, question), progress=show)
+            program = _program(strategy, question, calls=asked_for)
+            done = client.call("exec", {"session": started["session"]}, program, progress=show)
         if show is not None:
             show({"done": True})
         _check(done)
@@ -127,7 +139,7 @@ def run_command(
         "elapsed_ms": round(1000 * (time.monotonic() - began)),
     }
     if target is not None and target != "-":
-        _save(target, answer)
+        _save(target, answer, started["session"])
     if printed is not None:
         output.document(document, printed, "run")
         return
@@ -146,7 +158,7 @@ def _progress() -> Callable[[dict[str, Any]], None] | None:
 
 def _terminated(number: int, frame: Any) -> None:
     del frame
-    raise InterruptedByUser(f"ended by signal {number}", hint="the session was stopped")
+    raise InterruptedByUser(f"ended by signal {number}", hint=STOPPED)
 
 
 @contextlib.contextmanager
@@ -156,8 +168,12 @@ def _session(
     started = client.call("start", arguments, progress=show)
     try:
         yield started
+    except KeyboardInterrupt as exc:
+        hint = f"the session goes on: rlm-sandbox status --session {started['session']}" if keep else STOPPED
+        raise InterruptedByUser("interrupted", hint=hint) from exc
     finally:
         if not keep:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C would leave the session running
             with contextlib.suppress(RLMError):
                 client.call("stop", {"session": started["session"]}, spawn=False)
 
@@ -168,10 +184,12 @@ def _resolve(strategy: str, started: dict[str, Any]) -> str:
     return "map-reduce" if started["context_total_bytes"] <= AUTO_MAP_BYTES else "filter"
 
 
-def _program(strategy: str, question: str) -> bytes:
+def _program(strategy: str, question: str, *, calls: int | None) -> bytes:
+    """Return the strategy's cell. Whoever says how many calls there may be has them planned with."""
     from rlm_sandbox import strategies  # noqa: PLC0415 - only this command needs it
 
-    return strategies.load(strategy, question=question).encode()
+    most = strategies.MAX_CALLS if calls is None else calls
+    return strategies.load(strategy, question=question, max_calls=most).encode()
 
 
 def _check(done: dict[str, Any]) -> None:
@@ -188,7 +206,8 @@ def _check(done: dict[str, Any]) -> None:
     name, _, text = last.partition(": ")
     kind = _KIND_OF.get(name.rpartition(".")[2])
     if kind is not None:
-        raise from_kind(kind, text or name, _HINTS[kind])
+        # A cell's own advice is for whoever has a session to go on with.
+        raise from_kind(kind, re.sub(r" \(raise [^()]*\)$", "", text) or name, _HINTS[kind])
     raise InternalError(
         f"the strategy failed: {last}", hint="try another --strategy, or write cells yourself with exec"
     )
@@ -230,12 +249,27 @@ def _final(session: str) -> bytes:
     return b"".join(pieces)
 
 
-def _save(target: str, answer: bytes) -> None:
+def _writable(target: str) -> None:
+    """Say before anything is paid for that an answer could not be written there; nothing is made or changed."""
+    folder = os.path.dirname(target) or "."  # noqa: PTH120 - pathlib is not needed otherwise
+    cause = None
+    if os.path.isdir(target):  # noqa: PTH112
+        cause = errno.EISDIR
+    elif not os.path.isdir(folder):  # noqa: PTH112
+        cause = errno.ENOENT
+    elif not os.access(target if os.path.exists(target) else folder, os.W_OK):  # noqa: PTH110
+        cause = errno.EACCES
+    if cause is not None:
+        raise UsageError(f"{target}: {os.strerror(cause)}", hint="name a file that can be written")
+
+
+def _save(target: str, answer: bytes, session: str) -> None:
     try:
         with open(target, "wb") as stream:  # noqa: PTH123 - pathlib is not needed otherwise
             stream.write(answer)
     except OSError as exc:
-        raise UsageError(f"{target}: {exc.strerror}", hint="name a file that can be written") from exc
+        hint = f"the answer is kept: rlm-sandbox final --session {session} -o FILE"
+        raise UsageError(f"{target}: {exc.strerror}", hint=hint) from exc
 
 
 def _spent(budget: dict[str, Any]) -> str:

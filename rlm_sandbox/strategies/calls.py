@@ -36,10 +36,12 @@ class Sub:
         self.answered = 0
         self.out_of_budget = False
         self.failures: list[str] = []
+        self.error: RLMError | None = None
 
     def ask(self, prompts: list[str], max_tokens: int) -> list[str | None]:
         """Return an answer per prompt, ``None`` where there is none. Never raises for a failed call."""
-        allowed = 0 if self.out_of_budget else calls_left(len(prompts))
+        # One goes in any case where none is left: whoever keeps the account says which cap it was.
+        allowed = 0 if self.out_of_budget or not prompts else max(1, calls_left(len(prompts)))
         self.asked += len(prompts)
         self.out_of_budget = self.out_of_budget or allowed < len(prompts)
         answers: list[str | None] = [None] * len(prompts)
@@ -47,14 +49,21 @@ class Sub:
             return answers
         outcomes = llm_query_batch(prompts[:allowed], system=DATA_RULE, max_tokens=max_tokens, on_error="return")
         for place, outcome in enumerate(outcomes):
-            if isinstance(outcome, BudgetExceeded):
-                self.out_of_budget = True
-            elif isinstance(outcome, RLMError):
-                self.failures.append(outcome.message)
+            if isinstance(outcome, RLMError):
+                self.error = self.error or outcome
+                if isinstance(outcome, BudgetExceeded):
+                    self.out_of_budget = True
+                else:
+                    self.failures.append(outcome.message)
             else:
                 answers[place] = outcome
                 self.answered += 1
         return answers
+
+    def insist(self) -> None:
+        """Raise the first failure if nothing at all was answered: a model that was never heard has not said that there is nothing."""
+        if self.error is not None and not self.answered:
+            raise self.error
 
     def note(self) -> str:
         """Return one line on what is missing, empty when nothing is."""
@@ -62,6 +71,11 @@ class Sub:
             return ""
         why = "the budget ended" if self.out_of_budget else f"calls failed, the first with: {self.failures[0]}"
         return f"Only {self.answered} of {self.asked} sub-model calls were answered: {why}."
+
+
+def is_word(answer: str, word: str) -> bool:
+    """Tell whether an answer is the one word that was to be written, whatever stands around it."""
+    return answer.strip(" \t\r\n.*'\"`") == word
 
 
 def one_line(answer: str | None, limit: int = 200) -> str:

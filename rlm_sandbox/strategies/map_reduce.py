@@ -6,19 +6,22 @@ The pieces cover the context where the calls allow it; where they do not, the an
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlm_sandbox.strategies.calls import Sub, fenced
+    from rlm_sandbox.strategies.calls import Sub, fenced, is_word
     from rlm_sandbox.strategies.guest_names import FINAL, MAX_CALLS, QUESTION, context
     from rlm_sandbox.strategies.pieces import coverage, spread
 
 FAN = 8
 """Answers joined by one call: few enough that together they are shorter than a piece."""
 
+HELD = 200
+"""Pieces that are asked about at once, and held in memory for it: some five megabytes."""
+
 NOTHING = "NOTHING"
 
 
 def calls_for_pieces(calls: int) -> int:
     """Return how many of ``calls`` may go to pieces, so that the joining of their answers fits in the rest."""
-    pieces = calls
+    pieces = (calls * (FAN - 1) + 1) // FAN  # each join has at most FAN - 1 answers fewer, so it cannot be more
     while pieces > 1 and pieces + joins(pieces) > calls:
         pieces -= 1
     return max(1, pieces)
@@ -66,12 +69,19 @@ def answer() -> str:
     """Do it all and return the answer."""
     ranges = spread(calls_for_pieces(MAX_CALLS))
     sub = Sub()
-    asked = [about_piece(str(context[low:high]), place, len(ranges)) for place, (low, high) in enumerate(ranges, 1)]
-    said = sub.ask(asked, max_tokens=400)
-    useful = [text.strip() for text in said if text and text.strip() != NOTHING]
+    said: list[str | None] = []
+    for first in range(0, len(ranges), HELD):
+        held = enumerate(ranges[first : first + HELD], first + 1)
+        asked = [about_piece(str(context[low:high]), place, len(ranges)) for place, (low, high) in held]
+        said += sub.ask(asked, max_tokens=400)
+    sub.insist()
+    useful = [text.strip() for text in said if text and not is_word(text, NOTHING)]
     read = sum(high - low for text, (low, high) in zip(said, ranges, strict=True) if text)
     final = reduced(sub, useful)
-    parts = ["\n\n".join(final) or "Nothing in the text answers the question.", coverage(read), sub.note()]
+    nothing = (
+        "Nothing in the text answers the question." if all(said) else "Nothing in what was read answers the question."
+    )
+    parts = ["\n\n".join(final) or nothing, coverage(read), sub.note()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlm_sandbox.strategies.calls import Sub, fenced
+    from rlm_sandbox.strategies.calls import Sub, fenced, is_word
     from rlm_sandbox.strategies.guest_names import FINAL, MAX_CALLS, PIECE_CHARS, QUESTION, context
     from rlm_sandbox.strategies.pieces import coverage, sections
 
@@ -40,11 +40,22 @@ def about_pair(first: "tuple[str, str]", second: "tuple[str, str]") -> str:
     )
 
 
+def unrelated(parts: int, summaries: "list[tuple[str, str]]", relations: "list[str | None]") -> str:
+    """Return what is to be said where no relation was found: that there is none only if every pair was looked at."""
+    if relations and all(relations):
+        return "No two parts relate to each other in view of the question."
+    if any(relations):
+        return "No two of the parts that were compared relate to each other in view of the question."
+    why = "No two parts were compared." if parts > 1 else "There were no two parts to compare."
+    return "\n".join([why, "", "What the parts say:", *(f"- {name!a}: {text.strip()}" for name, text in summaries)])
+
+
 def answer() -> str:
     """Do it all and return the answer."""
     sub = Sub()
     found = [(name, low, min(high, low + PIECE_CHARS)) for name, low, high in sections(sections_for(MAX_CALLS))]
     said = sub.ask([about_section(name, str(context[low:high])) for name, low, high in found], max_tokens=300)
+    sub.insist()
     summaries = [(name, text) for (name, _, _), text in zip(found, said, strict=True) if text]
     read = sum(high - low for (_, low, high), text in zip(found, said, strict=True) if text)
 
@@ -53,7 +64,7 @@ def answer() -> str:
     related = [
         f"- {first[0]!a} and {second[0]!a}: {text.strip()}"
         for (first, second), text in zip(pairs, relations, strict=True)
-        if text and text.strip() != UNRELATED
+        if text and not is_word(text, UNRELATED)
     ]
     findings = "\n".join(related)
     final = (
@@ -66,12 +77,7 @@ def answer() -> str:
     )
 
     parts = [
-        final[0]
-        or (
-            "No two parts relate to each other in view of the question."
-            if pairs
-            else "There were no two parts to compare."
-        ),
+        final[0] or ("" if related else unrelated(len(found), summaries, relations)),
         findings,
         coverage(read),
         sub.note(),

@@ -46,4 +46,4 @@ def coverage(read: int) -> str:
     total = len(context)
     if read >= total:
         return ""
-    return f"The model read {read} of {total} characters ({read / total:.2%}), spread over the whole: raise the number of calls for more."
+    return f"The model read {read} of {total} characters ({read / total:.2%}), spread over the whole: a larger --budget reads more."

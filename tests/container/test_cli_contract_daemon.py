@@ -283,14 +283,20 @@ def test_ctrl_c_ends_the_command_with_130_and_not_the_cell(fresh, log_file):
     assert fresh.ok("wait")["stdout"] == "whole\n"
 
 
-def test_a_run_that_is_told_to_end_stops_its_session(fresh, log_file, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_stops_its_session(fresh, log_file, tmp_path, number):
     (tmp_path / "slow.json").write_text(json.dumps([{"match": "", "answer": "x", "latency_ms": 60000}]))
     command = fresh.spawn("run", "What?", "--input", str(log_file), "--provider", "scripted",
                           "--strategy", "map-reduce", env={"RLM_SCRIPT": str(tmp_path / "slow.json")})  # fmt: skip
     eventually(lambda: fresh.ok("list")["sessions"], "the run did not start")
-    command.send_signal(signal.SIGTERM)
-    command.communicate(timeout=20)
+    command.send_signal(number)
+    for _ in range(5 if number == signal.SIGINT else 0):  # as people do
+        time.sleep(0.02)
+        if command.poll() is None:
+            command.send_signal(number)
+    out, _ = command.communicate(timeout=20)
     assert command.returncode == 130
+    assert json.loads(out)["error"]["hint"] == "the session was stopped"
     assert fresh.ok("list")["sessions"] == []
     assert fresh.containers() == []
 

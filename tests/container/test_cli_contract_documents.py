@@ -1,6 +1,7 @@
 """Every document has exactly the keys of its golden file, in that order, whatever happened; and every text form its last line."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -101,6 +102,37 @@ def test_run_prints_its_keys(cli, log_file):
     assert list(done) == GOLDEN["run"]
     assert done["answer"]
     assert done["session"] not in {entry["session"] for entry in cli.ok("list")["sessions"]}
+
+
+def test_run_finds_out_before_it_pays_that_the_answer_cannot_be_written(cli, log_file, tmp_path):
+    for target in (tmp_path / "none" / "a.md", tmp_path):
+        before = cli.ok("history")["total"]
+        done = cli("run", "q", "--input", str(log_file), "--provider", "scripted", "-o", str(target))
+        assert (done.code, done.error["kind"]) == (2, "usage")
+        assert cli.ok("history")["total"] == before
+
+
+@pytest.mark.parametrize("strategy", ["map-reduce", "pairwise"])
+def test_run_plans_with_the_calls_it_is_given_and_claims_nothing_without_one(cli, log_file, tmp_path, strategy):
+    words = ["run", "Where?", "--input", str(log_file), "--provider", "scripted", "--strategy", strategy]
+    done = cli(*words, "--budget", "0")
+    assert (done.code, done.error["kind"]) == (6, "budget")
+    assert "budget --set" not in done.err
+    large = tmp_path / "large.txt"
+    large.write_text("".join(f"{number} line\n" for number in range(200_000)))
+    words[3] = str(large)
+    few = cli.ok(*words, "--budget", "5", "--format", "json")
+    many = cli.ok(*words, "--budget", "60", "--format", "json")
+    assert "larger --budget" in few["answer"]
+    assert 3 <= few["budget"]["calls"] <= 5
+    assert 40 <= many["budget"]["calls"] <= 60
+
+
+def test_a_question_in_bytes_that_are_no_text_is_asked_all_the_same(cli, log_file):
+    done = cli.ok(
+        "run", os.fsdecode(b"caf\xe9?"), "--input", str(log_file), "--provider", "scripted", "--format", "json"
+    )
+    assert done["question"] == "caf\ufffd?"
 
 
 @pytest.mark.parametrize(

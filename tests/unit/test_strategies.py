@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from rlm_sandbox.guest.errors import ProviderError
+from rlm_sandbox.guest.errors import BudgetExceeded, ProviderError
 from rlm_sandbox.strategies import STRATEGIES, load
 from tests.support.strategy_cell import Cell
 
@@ -63,10 +63,47 @@ def test_map_reduce_keeps_the_notes_when_they_cannot_be_joined(text):
     assert "the first with: down" in final
 
 
-def test_map_reduce_without_a_single_call_says_so(text):
-    final = Cell(text, limit=0).run("map-reduce")
-    assert "Only 0 of 1 sub-model calls were answered: the budget ended." in final
-    assert "read 0 of 22000 characters" in final
+@pytest.mark.parametrize("name", ["map-reduce", "pairwise"])
+def test_without_a_single_answer_nothing_is_claimed(text, name):
+    with pytest.raises(BudgetExceeded, match="no calls left"):
+        Cell(text, limit=0).run(name)
+    with pytest.raises(ProviderError, match="down"):
+        Cell(text, answer=lambda prompt: ProviderError("down")).run(name)
+
+
+def test_map_reduce_that_read_a_part_speaks_of_that_part(text):
+    final = Cell(text, limit=3, answer=lambda prompt: "**NOTHING.**").run("map-reduce", piece_chars=2000)
+    assert final.startswith("Nothing in what was read answers the question.")
+    assert "Only 3 of 11 sub-model calls were answered: the budget ended." in final
+    assert "read 6000 of 22000 characters" in final
+
+
+def test_map_reduce_plans_for_any_number_of_calls_at_once(text):
+    cell = Cell(text, limit=None, answer=lambda prompt: "seen")
+    assert cell.run("map-reduce", piece_chars=50, max_calls=10**9) == "seen\n"
+    assert sum("Below is piece" in prompt for prompt in cell.prompts) == 440
+
+
+@pytest.mark.parametrize("calls", [*range(1, 40), 73, 74, 76, 200, 700])
+def test_pieces_and_the_joining_of_their_answers_fit_into_the_calls(text, calls):
+    cell = Cell(text, limit=None, answer=lambda prompt: "seen")
+    cell.run("map-reduce", piece_chars=10, max_calls=calls)
+    assert len(cell.prompts) <= calls
+    assert len(cell.prompts) >= calls - 4, "what may be asked is asked"
+
+
+def test_pairwise_that_compared_nothing_says_so_and_gives_what_it_has(text):
+    final = Cell(text, limit=4, answer=lambda prompt: "UNRELATED" if "two parts" in prompt else "about disks").run(
+        "pairwise", max_calls=11
+    )
+    assert final.startswith("No two parts were compared.")
+    assert final.count("about disks") == 4
+    alone = Cell(text, limit=1, answer=lambda prompt: "about disks").run("pairwise", max_calls=11)
+    assert alone.startswith("No two parts were compared.")
+    some = Cell(text, limit=6, answer=lambda prompt: "UNRELATED.").run("pairwise", max_calls=11)
+    assert some.startswith("No two of the parts that were compared relate")
+    every = Cell(text, answer=lambda prompt: "UNRELATED").run("pairwise", max_calls=11)
+    assert every.startswith("No two parts relate to each other")
 
 
 def test_pairwise_summarises_each_part_once_and_compares_every_two(text):
