@@ -347,6 +347,8 @@ _HINTS = {
     "not_found": "the provider knows no such model: choose another",
     "billing": "the account cannot pay: see the provider's console",
     "bad_request": "change the request: it is turned down as it is",
+    "too_large": "send a smaller slice, for example with chunks()",
+    "redirect": "redirects are not followed: set the base URL to where the service is",
     "unreachable": "check the network and the base URL",
 }
 """By the code of a fault. What is not here passes by itself."""
