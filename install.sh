@@ -7,10 +7,11 @@
 # Running it again brings the installation up to date. To remove it: rlm-sandbox skill uninstall, then delete the folder and
 # ~/.local/bin/rlm-sandbox.
 set -eu
+target=${1:-$HOME/.local/share/rlm-sandbox}
+case "$target" in /*) ;; *) target=$(pwd)/$target ;; esac
 cd "$(dirname "$0")"
 . scripts/lib.sh
 
-target=${1:-$HOME/.local/share/rlm-sandbox}
 bin=$HOME/.local/bin
 
 make_venv "$target/venv"

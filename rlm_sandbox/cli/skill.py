@@ -58,6 +58,9 @@ def install_command(project: bool, as_plugin: bool, allow: bool, form: str | Non
     """
     form = chosen(form)
     target = _target(project=project, as_plugin=as_plugin)
+    config = _settings_file(project=project)
+    if allow:
+        rules.check(config, plugin=as_plugin)
     later: list[str] = []
     if as_plugin:
         install.plugin(target)
@@ -65,7 +68,6 @@ def install_command(project: bool, as_plugin: bool, allow: bool, form: str | Non
         later = _enable(target, project=project)
     else:
         how = install.copy(target) if project else install.link(target)
-    config = _settings_file(project=project)
     added = rules.merge(config, plugin=as_plugin) if allow else []
     document = {
         "format_version": 1,

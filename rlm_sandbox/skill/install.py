@@ -85,7 +85,7 @@ def _exists(target: Path) -> bool:
 
 
 def _is_ours(target: Path) -> bool:
-    """A link of this name into a skill of this name, whether that is still there or not; or a copy with our marker."""
+    """A link to a folder of this name that is a skill or is gone; or a copy with our marker."""
     if target.is_symlink():
-        return target.readlink().name == NAME
+        return target.readlink().name == NAME and (not target.exists() or (target / "SKILL.md").is_file())
     return (target / MARKER).is_file()

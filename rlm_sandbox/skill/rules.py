@@ -46,6 +46,14 @@ def merge(path: Path, *, plugin: bool) -> list[str]:
     return added
 
 
+def check(path: Path, *, plugin: bool) -> None:
+    """Raise :class:`UsageError` where :func:`merge` would for what the file says, and change nothing: before anything is installed."""
+    settings = _read(path)
+    _add(path, settings, ("permissions", "allow"), allowed(plugin=plugin))
+    if isinstance(settings.get("sandbox"), dict):
+        _add(path, settings, ("sandbox", "excludedCommands"), [EXCLUDED])
+
+
 def withdraw(path: Path) -> list[str]:
     """Take our rules out of a settings file and return those that were there."""
     settings = _read(path)
@@ -80,7 +88,7 @@ def _drop(settings: dict[str, Any], place: tuple[str, str], entries: set[str]) -
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8").strip() or "{}")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as exc:
@@ -90,13 +98,20 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
+def _text(settings: dict[str, Any]) -> bytes:
+    try:
+        return (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can spell
+        return (json.dumps(settings, indent=2) + "\n").encode()
+
+
 def _write(path: Path, settings: dict[str, Any]) -> None:
     target = path.resolve()  # settings are often a link into a folder of dotfiles: change what it points to
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
-        draft.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_bytes(_text(settings))
         draft.chmod(mode)
         draft.replace(target)
     except OSError as exc:

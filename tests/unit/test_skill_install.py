@@ -234,3 +234,60 @@ def test_the_launcher_is_executable_in_the_clone():
 
 def test_the_program_of_this_installation_is_the_one_beside_its_python():
     assert install.program() == Path(sys.executable).with_name("rlm-sandbox")
+
+
+def test_settings_that_are_refused_leave_nothing_installed(user):
+    (user / ".claude").mkdir()
+    (user / ".claude" / "settings.json").write_text("// mine\n{}", encoding="utf-8")
+    skill("install", "--allow", code=2)
+    assert [path.name for path in (user / ".claude").iterdir()] == ["settings.json"]
+
+
+def test_an_empty_settings_file_is_one_without_settings(user):
+    (user / ".claude").mkdir()
+    path = user / ".claude" / "settings.json"
+    path.write_text(" \n", encoding="utf-8")
+    skill("install", "--allow")
+    assert json.loads(path.read_text(encoding="utf-8"))["permissions"]["allow"] == RULES
+
+
+def test_half_a_surrogate_pair_in_the_settings_stays_as_it_was(user):
+    (user / ".claude").mkdir()
+    path = user / ".claude" / "settings.json"
+    path.write_text('{"x": "\\ud800"}', encoding="utf-8")
+    skill("install", "--allow")
+    assert json.loads(path.read_text(encoding="utf-8")) == {"x": "\ud800", "permissions": {"allow": RULES}}
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_a_link_to_a_folder_of_that_name_that_is_no_skill_is_left_alone(user, command):
+    other = user / "work" / "rlm-sandbox"
+    other.mkdir(parents=True)
+    target = user / ".claude" / "skills" / "rlm-sandbox"
+    target.parent.mkdir(parents=True)
+    target.symlink_to(other)
+    skill(command, code=2)
+    assert target.readlink() == other
+
+
+@pytest.mark.parametrize("given", ["a folder", "./a folder", "/"])
+def test_install_sh_takes_a_folder_as_its_caller_means_it(tmp_path, given):
+    """With a Python that installs nothing: where things go is what is asked."""
+    root = Path(__file__).resolve().parents[2]
+    clone, elsewhere, home = tmp_path / "the clone", tmp_path / "else where", tmp_path / "a home"
+    folder = elsewhere / "a folder"
+    for path in (clone / "scripts", folder / "venv" / "bin", home):
+        path.mkdir(parents=True)
+    for name in ("install.sh", "scripts/lib.sh"):
+        (clone / name).write_text((root / name).read_text(encoding="utf-8"), encoding="utf-8")
+    program(folder / "venv" / "bin", "ours")
+    (folder / "venv" / "bin" / "python").write_text("#!/bin/sh\n")
+    (folder / "venv" / "bin" / "python").chmod(0o755)
+    argument = str(folder) if given == "/" else given
+    subprocess.run(
+        ["sh", str(clone / "install.sh"), argument], cwd=elsewhere, env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+        check=True, capture_output=True,
+    )  # fmt: skip
+    linked = home / ".local" / "bin" / "rlm-sandbox"
+    assert linked.resolve() == (folder / "venv" / "bin" / "rlm-sandbox").resolve()
+    assert sorted(path.name for path in clone.iterdir()) == ["install.sh", "scripts"]
