@@ -17,18 +17,45 @@ _PROBE = 64 * 1024
 
 @dataclass
 class Facts:
-    """``chars`` and ``newlines`` are None where the text was not read to its end. ``binary``: the first bytes hold a NUL."""
+    """``chars`` and ``newlines`` are None where the text was not read to its end. ``binary``: the first bytes hold a NUL.
+
+    ``packed``: what it is that holds the text, where the first bytes say so.
+    """
 
     prefix: str
     chars: int | None = None
     newlines: int | None = None
     binary: bool = False
+    packed: str | None = None
 
     def warnings(self) -> list[str]:
         """Return what a user should know."""
+        if self.packed:
+            way = _READER.get(self.packed, "open_archive()")
+            return [
+                f"the input is a {self.packed}, not text: in a cell, {way} reads what is in it; for `run`, make it text first"
+            ]
         if self.binary:
             return ["the input looks binary: bytes that are not UTF-8 read as U+FFFD"]
         return []
+
+
+_PACKED = {
+    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip file",
+    **{b"BZh%d" % level: "bzip2 file" for level in range(1, 10)},
+    b"\xfd7zX": "xz file",
+    b"\x28\xb5\x2f\xfd": "zst file",
+    b"%PDF": "PDF",
+}
+"""What the first bytes say that a file is, of what a cell can open. None takes more than :data:`MARK` bytes to tell."""
+
+_READER = {"PDF": "document_text() of the data image", "zip": "open_archive(), or document_text() of the data image,"}
+
+
+def packed(head: bytes) -> str | None:
+    """Return what kind of container of text begins like this, if it is one."""
+    return next((kind for mark, kind in _PACKED.items() if head.startswith(mark)), None)
 
 
 class Counter:
@@ -48,6 +75,7 @@ class Counter:
         self.chars = 0
         self.newlines = 0
         self.binary = False
+        self.packed: str | None = None
         self.encoding: str | None = None
         self.utf8_bytes = 0
 
@@ -60,6 +88,7 @@ class Counter:
                 return
             self._head = None
             self.encoding = detect(data)
+            self.packed = packed(data)
             if self.encoding:  # without the end of its name, which would have the mark in the text
                 self._decoder = codecs.getincrementaldecoder(self.encoding[: len("utf-16")])("replace")
         if self._seen < _PROBE:
@@ -80,7 +109,7 @@ class Counter:
 
     def facts(self) -> Facts:
         """Return the totals."""
-        return Facts(self.prefix, self.chars, self.newlines, self.binary)
+        return Facts(self.prefix, self.chars, self.newlines, self.binary, self.packed)
 
 
 def read_facts(fd: int, prefix_len: int) -> Facts:
@@ -99,4 +128,4 @@ def peek(fd: int, prefix_len: int) -> Facts:
     data = os.pread(fd, max(_PROBE, prefix_len * BYTES_PER_CHAR), 0)
     counter = Counter(prefix_len)
     counter.feed(data)
-    return Facts(counter.prefix, binary=counter.binary)
+    return Facts(counter.prefix, binary=counter.binary, packed=counter.packed)

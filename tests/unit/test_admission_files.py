@@ -1,4 +1,7 @@
 # ruff: noqa: PTH101, PTH108, PTH123, PTH208 - names that are bytes, and descriptors, need the plain calls
+import bz2
+import gzip
+import lzma
 import os
 import socket
 import stat
@@ -281,3 +284,19 @@ def test_what_is_opened_is_what_was_resolved_not_what_replaced_it(tmp_path):
     path.symlink_to("/etc/passwd")
     with pytest.raises(InputError, match="cannot open"):
         admission.open_admitted(resolved)
+
+
+@pytest.mark.parametrize("make", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_input_is_named_with_the_way_to_read_it(take, tmp_path, make):
+    path = tmp_path / "a.log.packed"
+    path.write_bytes(make(b"text\n" * 100))
+    (warning,) = take(path).warnings
+    assert "open_archive()" in warning
+    assert "not text" in warning
+
+
+@pytest.mark.parametrize("text", ["BZhang wrote:", "PK 3", "% PDF"])
+def test_a_text_that_begins_like_an_archives_name_is_a_text(take, tmp_path, text):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    assert not take(path).warnings
