@@ -202,7 +202,9 @@ async def test_a_server_that_is_not_there_owes_nothing(connect, api):
 
 @BOTH
 @pytest.mark.parametrize(
-    "extra", [{"ca_file": "/nonexistent.pem"}, {"proxy": "nonsense"}, {"proxy": "ftp://x"}], ids=str
+    "extra",
+    [{"ca_file": "/nonexistent.pem"}, *({"proxy": url} for url in ("nonsense", "ftp://x", "http://127.0.0.1:99999"))],
+    ids=str,
 )
 async def test_a_way_to_the_provider_that_cannot_be_used_owes_nothing(server, connect, api, extra):
     provider = connect(api, extra=extra)

@@ -52,7 +52,20 @@ def test_a_key_does_not_travel_unencrypted_unless_that_is_named(name):
     assert create(name, Credentials(api_key=KEY, base_url=url, extra={"allow_http": "1"})).name == name
 
 
-@pytest.mark.parametrize("url", ["ftp://example.org", "example.org", "https://user:pw@example.org", "https://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.org",
+        "example.org",
+        "https://user:pw@example.org",
+        "https://",
+        "http://[::1",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:x",
+        "https://example.org\n",
+        "https://exa mple.org",
+    ],
+)
 def test_a_base_url_that_is_none_is_refused(url):
     with pytest.raises(UsageError):
         create("anthropic", Credentials(api_key=KEY, base_url=url))

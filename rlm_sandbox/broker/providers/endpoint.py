@@ -32,6 +32,17 @@ def is_loopback(url: str) -> bool:
         return False
 
 
+def is_http(url: str) -> bool:
+    """Tell whether the text is a URL that a request can be sent to: what an SDK or a socket would stumble over later is none."""
+    if not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an address without its bracket, a port that is none
+        return False
+
+
 _SELLERS = {
     "openrouter.ai": "openrouter",
     "openai.azure.com": "azure",
@@ -58,9 +69,9 @@ def admit(credentials: Credentials, *, default_url: str, provider: str, variable
     Raises UsageError (not an http URL), PolicyError (a key over plain http) and PrerequisiteError (no key).
     """
     url = (credentials.base_url or default_url).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if not is_http(url):
         raise UsageError(f"the base URL of {provider} is not an http(s) URL", hint="give it as https://host/path")
+    parts = urlsplit(url)
     if parts.username or parts.password:
         raise UsageError(f"the base URL of {provider} carries credentials", hint=f"put the key in {variable} instead")
     local = is_loopback(url)

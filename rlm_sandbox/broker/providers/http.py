@@ -164,7 +164,12 @@ def client(credentials: Credentials) -> httpx2.AsyncClient:
     """
     try:
         return _client(credentials)
-    except (OSError, ValueError, httpx2.InvalidURL) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        httpx2.InvalidURL,
+    ) as error:  # ImportError: a kind of proxy that is not installed
         text = f"the proxy or the certificates cannot be used: {_line(str(error))}"
         raise ProviderFault(text, code="unreachable", billable="no") from error
 
@@ -196,6 +201,7 @@ FOREIGN: tuple[type[Exception], ...] = (
     BodyTooLarge,
     zlib.error,
     OSError,
+    OverflowError,
     ValueError,  # undecodable text, JSON that is none, a header that cannot be sent
 )
 """What may come out of an SDK beside its own errors."""
@@ -209,6 +215,7 @@ _REFUSED_BEFORE_SENDING = (
     httpx2.LocalProtocolError,
     httpx2.InvalidURL,
     UnicodeEncodeError,
+    OverflowError,  # a port beyond all ports
 )
 
 
@@ -217,6 +224,8 @@ def _causes(error: BaseException) -> list[BaseException]:
     current: BaseException | None = error
     while current is not None and current not in chain:
         chain.append(current)
+        if isinstance(current, BaseExceptionGroup):  # of connections that were tried side by side
+            chain += current.exceptions
         current = current.__cause__ or current.__context__
     return chain
 
