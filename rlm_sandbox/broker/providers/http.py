@@ -202,6 +202,7 @@ FOREIGN: tuple[type[Exception], ...] = (
     zlib.error,
     OSError,
     OverflowError,
+    ExceptionGroup,  # of connections that were tried side by side
     ValueError,  # undecodable text, JSON that is none, a header that cannot be sent
 )
 """What may come out of an SDK beside its own errors."""
@@ -224,7 +225,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     current: BaseException | None = error
     while current is not None and current not in chain:
         chain.append(current)
-        if isinstance(current, BaseExceptionGroup):  # of connections that were tried side by side
+        if isinstance(current, ExceptionGroup):
             chain += current.exceptions
         current = current.__cause__ or current.__context__
     return chain
