@@ -127,6 +127,15 @@ async def test_what_a_connection_does_after_the_answer_does_not_cost_the_answer(
 
 
 @BOTH
+async def test_what_a_server_says_unasked_is_not_the_answer_to_the_next_prompt(server, connect, api):
+    provider = connect(api)
+    server.default = "two_answers"
+    for _ in range(4):
+        assert (await ask(provider)).text == "pong"
+    assert sum(server.requests.values()) == 4
+
+
+@BOTH
 async def test_a_content_type_may_be_written_in_capitals(server, connect, api):
     server.plan = [Fault("headers", {"content_type": "Application/JSON; charset=UTF-8"})]
     assert (await ask(connect(api))).text == "pong"

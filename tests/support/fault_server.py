@@ -331,6 +331,15 @@ class _Wire:
         whole = {name: value for name, value in (self.message() | fields).items() if value is not None}
         await self.send(200, whole)
 
+    async def fault_two_answers(self):
+        """Says more than it was asked, in one piece with the answer."""
+        data = b"".join(
+            b"HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text)
+            for text in (json.dumps(self.message(text=text)).encode() for text in ("pong", "another's"))
+        )
+        self.writer.write(data)
+        await self.writer.drain()
+
     async def fault_headers(self, **headers):
         await self.send(200, self.message(), headers={name.replace("_", "-"): value for name, value in headers.items()})
 
