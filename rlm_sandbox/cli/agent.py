@@ -31,6 +31,10 @@ LOCAL_TURN_TOKENS = 300
 """The same for the small local model, which repeats itself to the end of whatever it is given."""
 
 
+LOCAL_OUTPUT = 1200
+"""Characters of a cell's output that the small local model is shown: its window holds two such outputs beside the task."""
+
+
 class Wire:
     """One session's way to the daemon, and its transcript."""
 
@@ -41,10 +45,12 @@ class Wire:
         *,
         model: str | None,
         turn_tokens: int,
+        shown: int | None,
         progress: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self._session = session
         self._turn_tokens = turn_tokens
+        self._shown = shown
         self._model = model
         self._progress = progress
         self._turn = 0
@@ -67,7 +73,7 @@ class Wire:
         named = {
             "session": self._session,
             "stdout_max": settings.stdout_max(),
-            "stdout_default": settings.stdout_default("text"),
+            "stdout_default": self._shown,
         }
         return client.call("exec", named, code.encode("utf-8", "replace"), spawn=False, progress=self._progress)
 
@@ -102,6 +108,7 @@ def by_agent(
         Path(started["session_dir"]),
         model=root_model,
         turn_tokens=LOCAL_TURN_TOKENS if small else TURN_TOKENS,
+        shown=LOCAL_OUTPUT if small else settings.stdout_default("text"),
         progress=show,
     )
     agent = Agent(

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 AUTO_MAP_BYTES = 256 * 1024
-"""Up to this size ``auto`` reads everything (map-reduce, some dozens of chunks); beyond it, code narrows first (filter)."""
+"""Up to this size ``auto`` reads everything (map-reduce, some dozens of chunks), but for logs; beyond it, code narrows first (filter)."""
+
+_LOGGED = re.compile(r"\b\d{1,2}:\d{2}:\d{2}\b|\b(?:FATAL|ERROR|WARN|WARNING|INFO|DEBUG|TRACE)\b|\blevel=")
+"""What a line of a log has near its beginning."""
 
 CELL_S = 3600.0
 """A run may take long; its session's own limits (--time-limit, --cell-timeout) are what bounds it."""
@@ -64,7 +67,7 @@ _KIND_OF = {"BudgetExceeded": "budget", "PolicyError": "policy", "ProviderError"
     type=click.Choice(["auto", "filter", "map-reduce", "pairwise", "agent"]),
     default="auto",
     help="How: filter narrows by code first, map-reduce reads every chunk, pairwise compares sections, agent has a root model write the cells"
-    " (default: by size).",
+    " (default: filter for logs and for what is large, else map-reduce).",
 )
 @click.option(
     "--root-model", default=None, metavar="NAME", help="The agent's root model (default: the sub-calls' model)."
@@ -118,7 +121,7 @@ def run_command(
 
             done, agent = by_agent(question, started, root_model=root_model, max_steps=max_steps, show=show)
         else:
-            program = _program(strategy, question, calls=asked_for)
+            program = _program(strategy, question, calls=asked_for, local=started["provider"] == "local")
             done = client.call("exec", {"session": started["session"]}, program, progress=show)
         if show is not None:
             show({"done": True})
@@ -181,15 +184,25 @@ def _session(
 def _resolve(strategy: str, started: dict[str, Any]) -> str:
     if strategy != "auto":
         return strategy
-    return "map-reduce" if started["context_total_bytes"] <= AUTO_MAP_BYTES else "filter"
+    if started["context_total_bytes"] > AUTO_MAP_BYTES or is_log(started["context_prefix"]):
+        return "filter"
+    return "map-reduce"
 
 
-def _program(strategy: str, question: str, *, calls: int | None) -> bytes:
+def is_log(beginning: str) -> bool:
+    """Tell whether a text begins like a log: most of its first lines have a time or a level. Of a log, code counts what models would guess."""
+    lines = [line for line in beginning.splitlines() if line.strip()]
+    whole = lines[:-1] or lines
+    return bool(whole) and 2 * sum(_LOGGED.search(line) is not None for line in whole) > len(whole)
+
+
+def _program(strategy: str, question: str, *, calls: int | None, local: bool) -> bytes:
     """Return the strategy's cell. Whoever says how many calls there may be has them planned with."""
     from rlm_sandbox import strategies  # noqa: PLC0415 - only this command needs it
 
     most = strategies.MAX_CALLS if calls is None else calls
-    return strategies.load(strategy, question=question, max_calls=most).encode()
+    size = strategies.LOCAL_PIECE_CHARS if local else strategies.PIECE_CHARS
+    return strategies.load(strategy, question=question, max_calls=most, piece_chars=size).encode()
 
 
 def _check(done: dict[str, Any]) -> None:

@@ -20,7 +20,10 @@ MAX_CALLS = 24
 
 
 PIECE_CHARS = 24_000
-"""Characters of the context in one prompt: about 6,000 tokens, which leaves room in a window of 8,192 for the answer."""
+"""Characters of the context in one prompt: 6,000 tokens of prose, and up to 17,000 of a log that is mostly digits."""
+
+LOCAL_PIECE_CHARS = 4000
+"""The same for the local model, whose prompt and answer share 4,096 tokens: it has a token for every 1.4 characters of such a log."""
 
 
 def load(name: str, *, question: str, max_calls: int = MAX_CALLS, piece_chars: int = PIECE_CHARS) -> str:

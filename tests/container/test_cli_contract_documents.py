@@ -128,6 +128,14 @@ def test_run_plans_with_the_calls_it_is_given_and_claims_nothing_without_one(cli
     assert 40 <= many["budget"]["calls"] <= 60
 
 
+def test_a_log_is_counted_by_code_and_a_text_is_read_whole_when_nobody_says_how(cli, log_file, tmp_path):
+    prose = tmp_path / "notes.md"
+    prose.write_text("# Notes\n\nWe met and spoke.\n")
+    for path, strategy in ((log_file, "filter"), (prose, "map-reduce")):
+        done = cli.ok("run", "Which errors?", "--input", str(path), "--provider", "scripted", "--format", "json")
+        assert done["strategy"] == strategy
+
+
 def test_a_question_in_bytes_that_are_no_text_is_asked_all_the_same(cli, log_file):
     done = cli.ok(
         "run", os.fsdecode(b"caf\xe9?"), "--input", str(log_file), "--provider", "scripted", "--format", "json"

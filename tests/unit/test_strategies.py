@@ -4,8 +4,10 @@ import ast
 
 import pytest
 
+from rlm_sandbox.broker.providers.local_process import SLOT_TOKENS
+from rlm_sandbox.cli.run import is_log
 from rlm_sandbox.guest.errors import BudgetExceeded, ProviderError
-from rlm_sandbox.strategies import STRATEGIES, load
+from rlm_sandbox.strategies import LOCAL_PIECE_CHARS, STRATEGIES, load
 from tests.support.strategy_cell import Cell
 
 pytestmark = pytest.mark.unit
@@ -134,3 +136,22 @@ def test_pairwise_reports_a_budget_that_ends_between_the_pairs(text):
     final = Cell(text, limit=6, answer=lambda prompt: "related").run("pairwise", max_calls=11)
     assert "the budget ended" in final
     assert "'part 1' and 'part 2': related" in final
+
+
+@pytest.mark.parametrize(
+    ("beginning", "log"),
+    [
+        ("[Sun Dec 04 04:47:44 2005] [error] mod_jk\n[Sun Dec 04 04:47:45 2005] [notice] a\n[Sun D", True),
+        ("081109 203615 148 INFO dfs.DataNode: a\n\n081109 203616 148 WARN dfs.DataNode: b\n0811", True),
+        ("ts=1 level=error msg=x", True),
+        ("# Notes\n\nWe met at 10:30:00 and spoke.\nThen lunch.\nThen more.\n", False),
+        ("import os\n\nERROR = 1\nWHAT = 2\nWHO = 3\n", False),
+        ("", False),
+    ],
+)
+def test_a_log_is_known_by_how_it_begins(beginning, log):
+    assert is_log(beginning) is log
+
+
+def test_the_pieces_for_the_local_model_fit_its_window_even_where_all_is_digits():
+    assert LOCAL_PIECE_CHARS / 1.4 + 400 + 300 < SLOT_TOKENS

@@ -11,8 +11,8 @@ from typing import Any
 HISTORY_MAX = 160_000
 """Characters: some 40,000 tokens, a fifth of the smallest window of a root model worth its price, and twenty steps of full output."""
 
-LOCAL_MAX = 12_000
-"""The same for the small local model, whose window is 8,192 tokens with its answer in it."""
+LOCAL_MAX = 4500
+"""The same for the small local model, whose window is 4,096 tokens with its instructions and its answer in it."""
 
 KEPT = 2
 """Newest messages of the session's side that are never shortened."""
