@@ -79,6 +79,7 @@ class Account:
         """
         tell = _Teller(observer, position, request.model or self.spec.model)
         try:
+            await self._broker.doorway.enter()
             wanted = self._admit(await self._broker.filtered(request))
             if wanted.call.schema is not None:
                 await self._broker.attempts.validation.check(wanted.call.schema)

@@ -16,6 +16,7 @@ from rlm_sandbox.broker.account import Account
 from rlm_sandbox.broker.attempts import ATTEMPTS_MAX, Attempts, Bought
 from rlm_sandbox.broker.budget import priced_by, unpriced
 from rlm_sandbox.broker.canonical import own_scope
+from rlm_sandbox.broker.doorway import Doorway
 from rlm_sandbox.broker.keeper import Keeper
 from rlm_sandbox.broker.lanes import Lane
 from rlm_sandbox.broker.ledger import Ledger
@@ -59,6 +60,7 @@ class Broker:
         self.limiter = Limiter(host_concurrency)
         self.attempts = Attempts(ledger, self.limiter, Priming(), prices)
         self.flights: SingleFlight[Bought] = SingleFlight()
+        self.doorway = Doorway()
         self.keeper = Keeper(home)
         self.upkeep = Upkeep(self.keeper, bytes_max=policy.cache_bytes, age_s=policy.cache_age_s)
         self._filter = None if policy.secrets == "off" else OutboundFilter(policy.secrets)
