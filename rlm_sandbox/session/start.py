@@ -109,6 +109,7 @@ class Start:
         image = await ensure_image(engine, self.settings.image, progress=lambda text: self.progress(text))  # noqa: PLW0108 - the parameter has a name there
         model = self.settings.sub_model or create(self.provider, self.credentials).default_model()
         account = await self._account(model)
+        troubles = [*troubles, *await self._deadline_kept(account)]
         profile = _profile(self.settings)
         if not (await asyncio.to_thread(engine.info)).remapped:  # where users are mapped there are 65,536
             profile = replace(profile, uid=own_uid(str(self.home), self.session))
@@ -209,6 +210,14 @@ class Start:
             account = await self.broker.open_session(spec)
         self.undo.push_async_callback(account.close)
         return account
+
+    async def _deadline_kept(self, account: Account) -> list[str]:
+        """Say so when a reopened session goes on under its old deadline: a limit named again would be a limit raised."""
+        left = (await account.budget()).time_left_s if self.reopened else None
+        named = self.settings.time_limit
+        if left is None or named is None or abs(left - named) < 1:
+            return []
+        return [f"the time limit of the first start goes on: nothing is bought after another {max(0.0, left):.0f} s"]
 
     async def _launched(
         self, engine: Engine, image: ImageInfo, profile: RunProfile, admitted: Admitted

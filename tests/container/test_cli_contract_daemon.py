@@ -307,3 +307,14 @@ def test_a_state_folder_that_cannot_be_ours_is_refused(fresh, log_file, home):
     result = fresh("start", "--input", str(log_file), "--provider", "scripted", env={"RLM_SANDBOX_HOME": home})
     assert (result.code, len(result.err.splitlines())) == (3, 1)
     assert Path("/tmp").stat().st_mode == before
+
+
+def test_a_reopened_session_says_that_its_first_time_limit_goes_on(fresh, log_file):
+    session = fresh.start(log_file, "--time-limit", "500")["session"]
+    fresh.ok("stop")
+    again = fresh.start(log_file, "--session", session, "--time-limit", "5000")
+    (told,) = [text for text in again["warnings"] if "time limit" in text]
+    assert "nothing is bought after another" in told
+    assert fresh.ok("budget")["time_left_s"] < 500
+    fresh.ok("stop")
+    assert not [text for text in fresh.start(log_file, "--session", session)["warnings"] if "time limit" in text]
