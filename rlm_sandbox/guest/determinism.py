@@ -73,11 +73,8 @@ def _freeze_time(epoch: int) -> None:
     real_localtime, real_gmtime, real_ctime = time.localtime, time.gmtime, time.ctime
     real_asctime, real_strftime = time.asctime, time.strftime
     real_clock, real_clock_ns = time.clock_gettime, time.clock_gettime_ns
-    calendars = {
-        0,
-        5,
-        11,
-    }  # CLOCK_REALTIME, its coarse sister, and TAI, by their numbers: not every platform names them
+    # CLOCK_REALTIME, its coarse sister and TAI, by their numbers: not every platform names them.
+    calendars = {0, 5, 11}
 
     def localtime(secs: float | None = None) -> time.struct_time:
         return real_localtime(epoch if secs is None else secs)
