@@ -193,8 +193,7 @@ class Document:
     def newlines_before(self, at: int) -> int:
         """Return how many newlines lie before the byte position ``at``."""
         i = at // self.block
-        self._fill_newlines(i)
-        start, known = i * self.block, self._newlines[i]
+        start, known = i * self.block, self._newline_table(i)[i]
         latest = self._latest  # read once: another thread may ask meanwhile
         if start < latest[0] <= at:  # questions mostly come in order
             start, known = latest
@@ -206,27 +205,30 @@ class Document:
         """Return the byte position just behind newline number ``n`` (from 1), or -1 if there are fewer. 0 is the start."""
         if n <= 0:
             return 0
-        full = self.size // self.block
-        if self._newlines[-1] < n:
-            if len(self._newlines) * self.block >= parallel.WORTH:
-                self._fill_newlines(full)
-            while self._newlines[-1] < n and len(self._newlines) <= full:
-                self._fill_newlines(len(self._newlines))
-        i = _first_at_least(self._newlines, n)
+        full, table = self.size // self.block, self._newlines
+        if table[-1] < n and len(table) * self.block >= parallel.WORTH:
+            table = self._newline_table(full)
+        while table[-1] < n and len(table) <= full:
+            table = self._newline_table(len(table))
+        i = _first_at_least(table, n)
         start = (i - 1) * self.block
         data = self.read(start, min(self.size, i * self.block))
         position = -1
-        for _ in range(n - self._newlines[i - 1]):
+        for _ in range(n - table[i - 1]):
             position = data.find(b"\n", position + 1)
             if position < 0:
                 return -1
         return start + position + 1
 
-    def _fill_newlines(self, i: int) -> None:
-        """Fill the newline table up to grid point ``i``."""
-        known = len(self._newlines)
+    def _newline_table(self, i: int) -> array[int]:
+        """Return the newline table, filled up to grid point ``i`` at least.
+
+        A table that was given out is not changed any more, and a longer one takes its place as a whole: threads may ask at the same time.
+        """
+        table = self._newlines
+        known = len(table)
         if i < known:
-            return
+            return table
 
         def count(low: int, high: int) -> array[int]:
             step = self.block
@@ -234,10 +236,12 @@ class Document:
 
         many = (i - known) * self.block >= parallel.WORTH
         counts = parallel.gather(self.source, count, known, i + 1) if many else count(known, i + 1)
-        table = self._newlines[:]
+        longer = table[:]
         for n in counts:
-            table.append(table[-1] + n)
-        self._newlines = table
+            longer.append(longer[-1] + n)
+        if len(longer) > len(self._newlines):
+            self._newlines = longer
+        return longer
 
 
 def _first_at_least(table: array[int], n: int) -> int:
