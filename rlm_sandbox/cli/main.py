@@ -6,6 +6,7 @@ Commands are imported when they are called, because most of what this package ca
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -84,7 +85,14 @@ def cli(ctx: click.Context, form: str | None) -> None:
 def main() -> NoReturn:
     """Run a command and exit with its code."""
     form = _format_asked(sys.argv[1:])
+    signal.signal(signal.SIGTERM, _terminated)
     finish(_run, form)
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    """End as by Ctrl-C: by default the signal leaves what a command has begun (a draft of an image, a session of ``run``) where it lies."""
+    del number, frame
+    raise KeyboardInterrupt
 
 
 def _run() -> Any:

@@ -110,7 +110,6 @@ def run_command(
     asked_for = options.get("budget")
     options["new"] = True  # a run is over soon, and nobody's to go on with
     arguments = request.start_arguments(options.pop("input_path"), question=question, **options)
-    signal.signal(signal.SIGTERM, _terminated)
     with _session(arguments, show, keep=keep) as started:
         strategy = _resolve(strategy, started)
         output.note(
@@ -159,11 +158,6 @@ def _progress() -> Callable[[dict[str, Any]], None] | None:
     return Bar()
 
 
-def _terminated(number: int, frame: Any) -> None:
-    del frame
-    raise InterruptedByUser(f"ended by signal {number}", hint=STOPPED)
-
-
 @contextlib.contextmanager
 def _session(
     arguments: dict[str, Any], show: Callable[[dict[str, Any]], None] | None, *, keep: bool
@@ -176,7 +170,8 @@ def _session(
         raise InterruptedByUser("interrupted", hint=hint) from exc
     finally:
         if not keep:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C would leave the session running
+            for number in (signal.SIGINT, signal.SIGTERM):  # an impatient second one would leave the session running
+                signal.signal(number, signal.SIG_IGN)
             with contextlib.suppress(RLMError):
                 client.call("stop", {"session": started["session"]}, spawn=False)
 

@@ -1,5 +1,6 @@
 """The life of the daemon and of sessions: how they end, what they leave, and how one goes on after either died."""
 
+import contextlib
 import json
 import os
 import signal
@@ -277,6 +278,28 @@ def test_ctrl_c_ends_the_command_with_130_and_not_the_cell(fresh, log_file):
     command = fresh.spawn("exec", "-c", "import time; time.sleep(2); print('whole')")
     eventually(lambda: fresh.ok("status")["status"] == "running", "the cell did not start")
     command.send_signal(signal.SIGINT)
+    out, _ = command.communicate(timeout=20)
+    assert command.returncode == 130
+    assert json.loads(out)["error"]["kind"] == "interrupted"
+    assert fresh.ok("wait")["stdout"] == "whole\n"
+
+
+def talks(pid):
+    """Tell whether a process holds a socket besides its standard streams."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed between the two looks
+            if int(entry.name) > 2 and str(entry.readlink()).startswith("socket:"):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_end_says_so_and_leaves_the_cell_alone(fresh, log_file, number):
+    fresh.start(log_file)
+    assert fresh.ok("exec", "-c", "import time; time.sleep(2); print('whole')", "--wait", "0")["status"] == "running"
+    command = fresh.spawn("wait")
+    eventually(lambda: talks(command.pid), "the command did not connect to the daemon")
+    command.send_signal(number)
     out, _ = command.communicate(timeout=20)
     assert command.returncode == 130
     assert json.loads(out)["error"]["kind"] == "interrupted"
