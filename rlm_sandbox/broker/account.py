@@ -12,11 +12,12 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlm_sandbox.broker.attempts import Bought, Order
+from rlm_sandbox.broker.attempts import Order
 from rlm_sandbox.broker.book import Hit
 from rlm_sandbox.broker.cache import ResponseCache
 from rlm_sandbox.broker.canonical import canonical, destination, scope_of
 from rlm_sandbox.broker.rate import Rate
+from rlm_sandbox.broker.singleflight import CalledOff
 from rlm_sandbox.broker.statement import CHANGES, budget_of, history_entry
 from rlm_sandbox.broker.types import Answer, CallEvent, Phase
 from rlm_sandbox.errors import DeadlineError, RLMError, UsageError
@@ -24,10 +25,11 @@ from rlm_sandbox.errors import DeadlineError, RLMError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlm_sandbox.broker.attempts import Bought
     from rlm_sandbox.broker.canonical import Canonical
     from rlm_sandbox.broker.core import Broker
     from rlm_sandbox.broker.lanes import Lane
-    from rlm_sandbox.broker.singleflight import Lifeline
+    from rlm_sandbox.broker.singleflight import Flight, Lifeline
     from rlm_sandbox.broker.types import Budget, Position, Provider, Reply, Request, SessionSpec
 
 CLOSE_GRACE_S = 1.0
@@ -117,7 +119,7 @@ class Account:
         flights, key = self._broker.flights, wanted.key if wanted.call.cache else None
         while key is not None and (flight := flights.find(key)):
             try:
-                reply = (await self._join(flight.wait(), flight.task)).reply
+                reply = (await _outcome(flight)).reply
                 return self._for_free(reply, wanted, position, "flight")
             except RLMError as error:
                 late = isinstance(error, DeadlineError) and asyncio.get_running_loop().time() < deadline
@@ -128,7 +130,7 @@ class Account:
             return self._broker.attempts.buy(self._order(wanted, request, position, deadline, lifeline, tell))
 
         flight = flights.start(key, self, purchase)
-        bought = await self._join(flight.wait(), flight.task)
+        bought = await _outcome(flight)
         reply = bought.reply
         return Answer(
             text=reply.text,
@@ -140,15 +142,6 @@ class Account:
             stop_reason=reply.stop_reason,
             raw=reply.raw,
         )
-
-    async def _join(self, waiting: Any, task: asyncio.Task[Bought]) -> Bought:
-        try:
-            return await waiting  # type: ignore[no-any-return]
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if task.cancelled() and not (current and current.cancelling()):
-                raise DeadlineError("the session was closed before the answer came", hint="start it again") from None
-            raise
 
     def _order(
         self,
@@ -258,6 +251,13 @@ class Account:
         await self._broker.flights.finish(self, CLOSE_GRACE_S)
         self._broker.forget(self)
         await self._provider.aclose()
+
+
+async def _outcome(flight: Flight[Bought]) -> Bought:
+    try:
+        return await flight.wait()
+    except CalledOff:
+        raise DeadlineError("the session was closed before the answer came", hint="start it again") from None
 
 
 class _Teller:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import anyio
 import pytest
 
 from rlm_sandbox.broker.policy import Policy
@@ -115,6 +116,71 @@ async def test_fifty_identical_requests_in_flight_are_one_request(tmp_path):
     assert len(provider.calls) == 1
     assert sum(answer.cached for answer in answers) == 49
     assert (budget.calls, budget.cached_calls) == (1, 49)
+
+
+async def connecting(call, number):
+    """Connect as anyio does: a group of attempts that is cancelled by the first one that succeeds, in the task of the request."""
+    async with anyio.create_task_group() as attempts:
+        attempts.start_soon(_turns, 3, attempts.cancel_scope.cancel)
+        await anyio.sleep_forever()
+    await _turns(3)
+
+
+async def _turns(number, then=lambda: None):
+    for _ in range(number):
+        await asyncio.sleep(0)
+    then()
+
+
+async def test_an_identical_request_that_comes_while_the_first_one_connects_shares_it(tmp_path):
+    second = []
+
+    async def behave(call, number):
+        async with anyio.create_task_group() as attempts:
+            attempts.cancel_scope.cancel()
+            second.append(asyncio.create_task(session.ask(ask(), Position(1, 1))))
+            await asyncio.sleep(0)
+        await _turns(20)
+
+    provider = FakeProvider(behave)
+    async with account(tmp_path, provider) as session:
+        first = await session.ask(ask(), HERE)
+        assert (await second[0]).cached
+        assert (await session.budget()).calls == 1
+    assert not first.cached
+    assert len(provider.calls) == 1
+
+
+async def test_an_identical_request_that_comes_at_any_turn_of_a_purchase_shares_it(tmp_path):
+    provider = FakeProvider(connecting)
+    async with account(tmp_path, provider) as session:
+        first = asyncio.create_task(session.ask(ask(), HERE))
+        others = []
+        while not first.done():
+            others.append(asyncio.create_task(session.ask(ask(), Position(1, len(others) + 1))))
+            await asyncio.sleep(0)
+        assert all(answer.cached for answer in await asyncio.gather(*others))
+        assert not (await first).cached
+    assert len(provider.calls) == 1
+
+
+async def test_a_purchase_that_was_called_off_is_not_joined(tmp_path):
+    go = asyncio.Event()
+
+    async def behave(call, number):
+        await go.wait()
+
+    provider = FakeProvider(behave)
+    async with account(tmp_path, provider, spec_changes={"concurrency": 1}) as session:
+        first = asyncio.create_task(session.ask(ask("a"), HERE))
+        waiting = asyncio.create_task(session.ask(ask("b"), HERE))
+        await until(lambda: provider.calls)
+        waiting.cancel()
+        again = asyncio.create_task(session.ask(ask("b"), HERE))
+        go.set()
+        assert (await first).text == "answer to a"
+        assert (await again).text == "answer to b"
+    assert [call.prompt for call in provider.calls] == ["a", "b"]
 
 
 async def test_five_hundred_at_once_stay_within_width_and_cap(tmp_path):
