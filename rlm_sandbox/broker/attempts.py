@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_sandbox.broker import schema as schemas
 from rlm_sandbox.broker.book import Charge, HoldRefused, Outbound
-from rlm_sandbox.broker.budget import exceeded, priced_by, worst_case
+from rlm_sandbox.broker.budget import exceeded, priced_by, tokens_in_bound, worst_case
 from rlm_sandbox.broker.cache import is_clean
 from rlm_sandbox.broker.lanes import sane_retry_after
 from rlm_sandbox.broker.limiter import GateClosed
 from rlm_sandbox.broker.priming import priming_key
+from rlm_sandbox.broker.text_size import TextSizes
 from rlm_sandbox.broker.types import ProviderFault, Reply, Usage
 from rlm_sandbox.broker.writer import LedgerUnavailable
 from rlm_sandbox.errors import BudgetExceeded, DeadlineError, ProviderError
@@ -131,6 +132,7 @@ class Attempts:
     jitter: Callable[[], float] = random.random
     freed: Freed = field(default_factory=Freed)
     validation: schemas.Validation = field(default_factory=schemas.Validation)
+    sizes: TextSizes = field(default_factory=TextSizes)
 
     async def buy(self, order: Order) -> Bought:
         """Make attempts until one gives an answer.
@@ -180,7 +182,8 @@ class Attempts:
 
     async def _hold(self, order: Order, call: Call, number: int) -> Hold:
         """Hold the worst case; when only calls in flight stand in the way, wait for one of them to settle."""
-        worst = worst_case(call, order.provider, self.prices, capped=order.cost_capped())
+        tokens_in = await tokens_in_bound(call, self.sizes, order.wanted.digests_of(call))
+        worst = worst_case(call, tokens_in, order.provider, self.prices, capped=order.cost_capped())
         digest, size = order.wanted.leaving(call)
         outbound = Outbound(
             cell=order.position.cell,

@@ -1,19 +1,21 @@
 """The worst that one attempt can cost, and how a refusal is told.
 
 A token is at least one byte of what the model's tokenizer sees, and some see the text normalised (NFKC), which can be
-longer than what was sent; so the larger of both lengths bounds the input, plus a constant for what the provider's chat
-template adds around it. The output is bounded by what was asked for. The price is the highest that can apply.
+longer than what was sent; so a bound of both lengths (:mod:`.text_size`) bounds the input, plus a constant for what the
+provider's chat template adds around it. The output is bounded by what was asked for. The price is the highest that can apply.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, Protocol
 
 from rlm_sandbox.broker.book import HoldRefused, Worst
 from rlm_sandbox.errors import BudgetExceeded, PolicyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rlm_sandbox.broker.text_size import TextSizes
     from rlm_sandbox.broker.types import Call, Provider, Usage
 
 TEMPLATE_TOKENS = 512
@@ -46,20 +48,21 @@ def priced_by(provider: Provider, book: PriceBook) -> tuple[PriceBook, str]:
     return getattr(provider, "price_book", None) or book, getattr(provider, "seller", provider.name)
 
 
-def tokens_in_bound(call: Call) -> int:
-    """Return how many input tokens the call can be at most."""
-    texts = (call.system, call.prefix, call.prompt, call.schema, call.tools)
+async def tokens_in_bound(call: Call, sizes: TextSizes, digests: Mapping[str, str | None]) -> int:
+    """Return how many input tokens the call can be at most. ``digests`` holds the SHA-256 of its texts by name, where they are known."""
     total = TEMPLATE_TOKENS + (SCHEMA_TOKENS if call.schema or call.tools else 0)
-    return total + sum(_length(text) for text in texts if text)
+    for name in ("system", "prefix", "prompt", "schema", "tools"):
+        if text := getattr(call, name):
+            total += await sizes.bound(text, digests.get(name))
+    return total
 
 
-def worst_case(call: Call, provider: Provider, prices: PriceBook, *, capped: bool) -> Worst:
-    """Return the bound of one attempt.
+def worst_case(call: Call, tokens_in: int, provider: Provider, prices: PriceBook, *, capped: bool) -> Worst:
+    """Return the bound of one attempt, whose input is at most ``tokens_in`` tokens.
 
     Raises:
         PolicyError: the cost is capped and the model has no known price.
     """
-    tokens_in = tokens_in_bound(call)
     tokens_out = call.output_ceiling
     if not provider.priced:
         return Worst(tokens_in, tokens_out, 0)
@@ -114,9 +117,3 @@ def _what_fits(refused: HoldRefused, left: int) -> str:
 
 def _amount(axis: str, value: int) -> str:
     return f"${value / 1e6:.6f}" if axis == "micro" else f"{value} {axis}"
-
-
-def _length(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    return max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))

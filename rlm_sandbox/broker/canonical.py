@@ -36,8 +36,18 @@ class Canonical:
 
     call: Call
     key: str
-    prompt_sha256: str
+    digests: dict[str, str | None]
+    """SHA-256 of the call's texts, by name."""
     bytes_out: int
+
+    @property
+    def prompt_sha256(self) -> str:
+        """The prompt's digest."""
+        return self.digests["prompt"] or ""
+
+    def digests_of(self, call: Call) -> dict[str, str | None]:
+        """Return the digests of a call's texts; of one that asks again, without that of its longer prompt."""
+        return self.digests if call is self.call else {**self.digests, "prompt": None}
 
     def leaving(self, call: Call) -> tuple[str, int]:
         """Return the prompt's digest and all bytes of what is sent; ``call`` may ask again with a longer prompt."""
@@ -86,7 +96,7 @@ def canonical(request: Request, spec: SessionSpec) -> Canonical:
     key = hashlib.sha256(
         json.dumps(form, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
-    return Canonical(call, key, digests["prompt"] or "", sum(len(text) for text in texts.values() if text))
+    return Canonical(call, key, digests, sum(len(text) for text in texts.values() if text))
 
 
 def scope_of(spec: SessionSpec) -> str:

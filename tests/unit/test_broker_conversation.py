@@ -12,6 +12,7 @@ from rlm_sandbox.broker.providers.anthropic import request_body
 from rlm_sandbox.broker.providers.anthropic_message import Message
 from rlm_sandbox.broker.providers.openai_message import Completion
 from rlm_sandbox.broker.providers.scripted import ScriptedProvider
+from rlm_sandbox.broker.text_size import TextSizes
 from rlm_sandbox.broker.types import Call, Credentials, Request, SessionSpec
 from rlm_sandbox.errors import PolicyError
 
@@ -44,20 +45,24 @@ def call(**changes) -> Call:
     return canonical(request(**changes), SPEC).call
 
 
-def test_tools_are_part_of_a_requests_name_and_size():
+async def bound(one):
+    return await tokens_in_bound(one, TextSizes(), {})
+
+
+async def test_tools_are_part_of_a_requests_name_and_size():
     plain, with_tools = canonical(request(tools=None), SPEC), canonical(request(), SPEC)
     assert plain.key != with_tools.key
     assert with_tools.bytes_out - plain.bytes_out == len(conversation.encode(TOOLS))
-    assert tokens_in_bound(with_tools.call) > tokens_in_bound(plain.call) + len(conversation.encode(TOOLS))
+    assert await bound(with_tools.call) > await bound(plain.call) + len(conversation.encode(TOOLS))
 
 
-def test_the_bound_covers_every_byte_that_is_sent():
+async def test_the_bound_covers_every_byte_that_is_sent():
     body = request_body(call(), adaptive=False, form=None)
     texts = json.dumps([body["messages"], body["tools"]], ensure_ascii=False).replace(
         '"cache_control": {"type": "ephemeral"}', ""
     )
     bare = len("".join(texts.split()).encode())
-    assert tokens_in_bound(call()) > bare
+    assert await bound(call()) > bare
 
 
 def test_anthropic_gets_messages_and_tools_and_one_mark_at_the_end():
