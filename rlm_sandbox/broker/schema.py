@@ -1,7 +1,7 @@
 """``schema=`` answers: validated here, whatever the provider promised.
 
 The schema comes from the guest and is hostile: it is checked as a schema before anything is sent, its references are resolved
-within it only, and unless it is small and free of what can be slow, a process of its own does the validation
+within it only, and unless it is small and made of words whose cost is known (:data:`PLAIN_WORDS`), a process of its own does the validation
 (:mod:`.schema_check`), so that no schema can hold up the broker.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from rlm_sandbox.broker import schema_check
 from rlm_sandbox.errors import PolicyError
@@ -20,11 +20,27 @@ from rlm_sandbox.errors import PolicyError
 if TYPE_CHECKING:
     from rlm_sandbox.broker.types import Call
 
-INLINE_PRODUCT = 2**20
-"""Characters of schema times characters of answer that are validated on the event loop. The worst schema without the words
-below compares every value with every subschema: some 50,000 steps of a few microseconds."""
+INLINE_PRODUCT = 2**15
+"""Characters of schema times characters of answer that are validated on the event loop: in 25 ms at most, which is what the dearest of the words
+below needs (an ``anyOf`` of many ``false`` for the items of a long array: 10 us for each pair)."""
 
-SLOW_WORDS = re.compile(r'"(pattern|patternProperties|\$ref|\$dynamicRef|\$recursiveRef|uniqueItems|format)"')
+THREAD_PRODUCT = 2**20
+"""The same for a thread, where it takes 0.8 s at most and the event loop goes on."""
+
+PLAIN_WORDS = frozenset({
+    "type", "const", "enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
+    "title", "description", "default", "examples", "$schema", "$comment", "deprecated", "readOnly", "writeOnly",
+})  # fmt: skip
+"""Keywords that look at one value once. With those that lead on to other subschemas below, each subschema meets each value at most once, so the
+cost is at most the product. Any other keyword, one that a later draft brings included, sends the schema to the process: a reference is followed as
+often as it stands there, ``unevaluatedProperties`` validates all below it again at every level (14 levels in 600 characters: 11 s), a pattern
+can backtrack for ever."""
+
+_ONE, _LIST, _BY_NAME = ("items", "additionalProperties"), ("allOf", "anyOf", "oneOf"), ("properties",)
+
+PLAIN_DEPTH = 32
+"""Levels of a schema that is validated on the event loop; each is some stack frames of the validator."""
 
 INLINE_PARTS = 200
 """Subschemas and lists up to which a schema is checked on the event loop, at 140 us each."""
@@ -81,13 +97,45 @@ class Validation:
 
     async def problem_with(self, text: str, schema: str) -> str | None:
         """Return why an answer does not satisfy the schema, or None."""
-        if len(text) * len(schema) <= INLINE_PRODUCT and not SLOW_WORDS.search(schema):
-            return schema_check.problem_with(text, schema)
+        product = len(text) * len(schema)
+        if product <= THREAD_PRODUCT and is_plain(schema):
+            if product <= INLINE_PRODUCT:
+                return schema_check.problem_with(text, schema)
+            return await asyncio.to_thread(schema_check.problem_with, text, schema)
         return await self._in_process(json.dumps({"text": text, "schema": schema}).encode())
 
     async def _in_process(self, question: bytes) -> str | None:
         async with self._at_once:
             return await _ask_process(question)
+
+
+@lru_cache(maxsize=256)
+def is_plain(text: str) -> bool:
+    """Tell whether a schema holds only keywords whose cost is known. Anything unexpected is not plain."""
+    try:
+        return _is_plain(json.loads(text), PLAIN_DEPTH)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_plain(schema: Any, levels: int) -> bool:
+    if isinstance(schema, bool):
+        return True
+    if not isinstance(schema, dict) or levels == 0:
+        return False
+    parts: list[Any] = []
+    for word, value in schema.items():
+        if word in _ONE:
+            parts.append(value)
+        elif word in _LIST and isinstance(value, list):
+            parts += value
+        elif word in _BY_NAME and isinstance(value, dict):
+            parts += value.values()
+        elif word not in PLAIN_WORDS:
+            return False
+    kinds = schema.get("type", "")
+    named = isinstance(kinds, str) or (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds))
+    return named and all(_is_plain(part, levels - 1) for part in parts)  # in draft 3 a type could be a schema
 
 
 def ask_again(call: Call, problem: str) -> Call:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import threading
 import time
 import unicodedata
 
@@ -12,6 +13,7 @@ import pytest
 import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema_specifications import REGISTRY
 
 from rlm_sandbox.broker.budget import SCHEMA_TOKENS, TEMPLATE_TOKENS, tokens_in_bound, worst_case
 from rlm_sandbox.broker.cache import ResponseCache
@@ -19,7 +21,7 @@ from rlm_sandbox.broker.canonical import canonical, destination
 from rlm_sandbox.broker.keeper import Keeper
 from rlm_sandbox.broker.policy import Policy
 from rlm_sandbox.broker.redaction import OutboundFilter
-from rlm_sandbox.broker.schema import Validation
+from rlm_sandbox.broker.schema import PLAIN_WORDS, Validation, is_plain
 from rlm_sandbox.broker.text_size import TextSizes
 from rlm_sandbox.broker.types import Call, Credentials, Position, Reply, Request, Secret, Usage
 from rlm_sandbox.errors import PolicyError
@@ -342,6 +344,80 @@ async def test_what_could_be_slow_is_validated_in_a_process_of_its_own(tmp_path,
     async with account(tmp_path, structured(bad, good)) as session:
         answer = await ask_structured(session, schema)
         assert (answer.text, answer.attempts) == (good, 2)
+
+
+def nested(levels, word, holder):
+    schema = {"type": ["object", "array"]}
+    for _ in range(levels):
+        schema = {holder: [schema], word: True}
+    return schema
+
+
+EVERY_WORD = {word for uri in REGISTRY for word in REGISTRY.contents(uri).get("properties", {})} | {
+    "$recursiveRef", "$dynamicRef", "unevaluatedItems", "unevaluatedProperties", "dependentSchemas", "prefixItems",
+    "contains", "if", "then", "else", "not", "propertyNames", "contentSchema", "extends", "disallow", "divisibleBy",
+}  # fmt: skip
+LEADS_ON = {
+    "items": {},
+    "additionalProperties": {},
+    "properties": {"a": {}},
+    "allOf": [{}],
+    "anyOf": [{}],
+    "oneOf": [{}],
+}
+
+
+def test_no_keyword_is_plain_but_those_whose_cost_is_known():
+    assert len(EVERY_WORD) > 60
+    plain = {word for word in EVERY_WORD if is_plain(json.dumps({word: LEADS_ON.get(word, "string")}))}
+    assert plain - LEADS_ON.keys() <= PLAIN_WORDS
+    assert plain >= LEADS_ON.keys()
+    for holder, inner in LEADS_ON.items():
+        for word in EVERY_WORD - plain:
+            deep = {word: {}} if isinstance(inner, dict) else [{word: {}}]
+            assert not is_plain(json.dumps({holder: {"a": deep} if holder == "properties" else deep})), (holder, word)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        nested(16, "unevaluatedProperties", "allOf"),
+        nested(16, "unevaluatedItems", "oneOf"),
+        {"type": [{"$ref": "#"}]},
+        {"items": [{"not": {}}]},
+        {"properties": [1]},
+        {"allOf": {"a": {}}},
+        json.loads('{"items":' * 40 + "{}" + "}" * 40),
+        {"a-word-of-next-year": True},
+    ],
+    ids=lambda schema: json.dumps(schema)[:40],
+)
+async def test_a_schema_whose_cost_is_not_known_never_meets_the_event_loop(monkeypatch, schema):
+    asked = []
+
+    async def answer(question):
+        asked.append(json.loads(question))
+
+    monkeypatch.setattr("rlm_sandbox.broker.schema._ask_process", answer)
+    assert await Validation().problem_with('{"a": 1}', json.dumps(schema)) is None
+    assert [question["text"] for question in asked] == ['{"a": 1}']
+
+
+async def test_plain_schemas_are_validated_on_the_loop_in_a_thread_or_a_process_by_their_size(monkeypatch):
+    where = []
+
+    def here(text, schema):
+        where.append("loop" if threading.current_thread() is threading.main_thread() else "thread")
+
+    async def there(question):
+        where.append("process")
+
+    monkeypatch.setattr("rlm_sandbox.broker.schema.schema_check.problem_with", here)
+    monkeypatch.setattr("rlm_sandbox.broker.schema._ask_process", there)
+    schema = json.dumps({"anyOf": [{"type": "string"}, {"type": "null"}], "title": "a" * 60})
+    for size in (10, 5_000, 100_000):
+        await Validation().problem_with("1" * size, schema)
+    assert where == ["loop", "thread", "process"]
 
 
 async def test_a_pattern_that_backtracks_for_ever_costs_an_answer_and_holds_up_nobody(tmp_path, monkeypatch):
