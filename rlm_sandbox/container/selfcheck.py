@@ -169,7 +169,9 @@ def _surroundings(
     if expected.mounts:
         bad = [line for line in report.mounts if not _mount_allowed(line, admitted, profile)]
         if bad:
-            yield "mounts", "; ".join(bad)[:300], "the engine or its runtime adds mounts to every container"
+            where = ", ".join(line.partition(" ")[0] for line in bad)[:200]
+            fix = f"the engine or its runtime mounts {where} in every container: take that out of its configuration"
+            yield "mounts", "; ".join(line[:100] for line in bad)[:600], fix
 
 
 SYSTEM_MOUNTS = {
@@ -182,6 +184,20 @@ SYSTEM_MOUNTS = {
     "/sys/fs/cgroup": {"tmpfs", "cgroup2", "cgroup"},
 }
 """Mounts that every engine makes, with their types. Those under /proc and /sys are masks over parts of them."""
+
+DEVICES = {
+    "/dev/null": "1:3",
+    "/dev/zero": "1:5",
+    "/dev/full": "1:7",
+    "/dev/random": "1:8",
+    "/dev/urandom": "1:9",
+    "/dev/tty": "5:0",
+}
+"""Device nodes that a runtime bind-mounts from the host where it may not make them: in a user namespace (rootless engines, userns-remap). Without one
+it makes them in the container's own /dev. Numbers are those of Linux's ``devices.txt``."""
+
+DEVICE_FILE_SYSTEMS = {"devtmpfs", "tmpfs"}
+"""The host's /dev, or that of a container in which the engine runs."""
 
 WRITABLE = {"/tmp": "tmpfs", "/dev/shm": "tmpfs"}  # noqa: S108
 WRITABLE_OPTIONS = {"noexec", "nosuid", "nodev"}
@@ -221,11 +237,14 @@ def _mount_allowed(line: str, admitted: Admitted, profile: RunProfile) -> bool:
         return "ro" in flags
     if target in ENGINE_FILES:
         return "ro" in flags
+    if target in DEVICES:
+        return kind in DEVICE_FILE_SYSTEMS and f"rdev={DEVICES[target]}" in flags
     if target in SYSTEM_MOUNTS:
         masked = target == "/dev/pts" and kind == "tmpfs" and "ro" in flags
         return masked or kind in SYSTEM_MOUNTS[target]
-    masks = {"proc", "sysfs", "tmpfs", "cgroup", "devtmpfs"}
-    return target.startswith(("/proc/", "/sys/")) and kind in masks
+    masks = {"proc", "sysfs", "tmpfs", "cgroup"}
+    masked = kind in masks or (kind == "devtmpfs" and f"rdev={DEVICES['/dev/null']}" in flags)
+    return masked and target.startswith(("/proc/", "/sys/"))
 
 
 def _input(report: Report, admitted: Admitted, *, exact: bool) -> Iterator[tuple[str, str, str]]:

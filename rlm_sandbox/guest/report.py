@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
 import sys
 from typing import Any
 
@@ -143,14 +144,25 @@ def _interfaces() -> list[str]:
 
 
 def _mounts() -> list[str]:
-    """Return ``"target fstype options"``. The options are the mount's own, then the file system's, without repeats."""
+    """Return ``"target fstype options"``. The options are the mount's own, then the file system's, without repeats.
+
+    Where a character device is mounted, ``rdev=MAJOR:MINOR`` comes first: the file system's type does not say which device it is.
+    """
     found = []
     for line in linux.read("/proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         own, rest = before.split(), after.split()
         if len(own) > 5 and rest:  # noqa: PLR2004 - see proc_pid_mountinfo(5)
-            found.append(_clip(f"{own[4]} {rest[0]} {_options(own[5], rest[2:])}", 512))
+            found.append(_clip(f"{own[4]} {rest[0]} {_device(own[4])}{_options(own[5], rest[2:])}", 512))
     return _fitting(found, m.MOUNTS_MAX, _MOUNTS_BYTES, "/ unknown the-list-was-cut")
+
+
+def _device(target: str) -> str:
+    try:
+        info = os.stat(target)  # noqa: PTH116 - pathlib costs start-up time
+    except OSError:
+        return ""
+    return f"rdev={os.major(info.st_rdev)}:{os.minor(info.st_rdev)}," if stat.S_ISCHR(info.st_mode) else ""
 
 
 def _options(own: str, of_file_system: list[str]) -> str:
@@ -193,7 +205,7 @@ def _input() -> tuple[int, int, int]:
     else:
         return -1, -1, -1
     try:
-        stat: Any = os.stat(target, follow_symlinks=False)  # noqa: PTH116
+        info: Any = os.stat(target, follow_symlinks=False)  # noqa: PTH116
     except OSError:
         return -1, -1, -1
-    return stat.st_dev, min(stat.st_ino, 2**64), stat.st_size
+    return info.st_dev, min(info.st_ino, 2**64), info.st_size

@@ -254,7 +254,8 @@ class Report(Message):
     """What the container looks like from inside, before any untrusted code: the host refuses to go on if a control is off.
 
     Capability masks are hexadecimal as in ``/proc/self/status``; limits are bytes or counts with -1 for "none";
-    ``cpu_milli`` is thousandths of a CPU. ``mounts`` are ``"target fstype options"``. ``input_*`` identify the mounted
+    ``cpu_milli`` is thousandths of a CPU. ``mounts`` are ``"target fstype options"``, where a mounted
+    character device has the option ``rdev=MAJOR:MINOR``. ``input_*`` identify the mounted
     input so that the host can compare them with the descriptor it admitted.
     """
 

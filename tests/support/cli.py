@@ -123,7 +123,8 @@ class Home:
 
     def containers(self) -> list[str]:
         """Ids of the containers, in any state, that carry this folder's label."""
-        return docker("ps", "-aq", "--no-trunc", "--filter", f"label={LABEL_HOME}={home_digest(self.path)}").split()
+        label = f"label={LABEL_HOME}={home_digest(self.path)}"
+        return docker("ps", "-aq", "--no-trunc", "--filter", label, host=self.environment.get("DOCKER_HOST")).split()
 
     def close(self) -> None:
         """End the daemon and prove that nothing is left."""
@@ -157,9 +158,10 @@ def eventually(condition: Any, what: str, *, within: float = LEFT_S) -> None:
         time.sleep(0.05)
 
 
-def docker(*args: str) -> str:
+def docker(*args: str, host: str | None = None) -> str:
     """Run the engine's own client as an independent witness."""
-    done = subprocess.run(["docker", *args], capture_output=True, text=True, check=False, timeout=60)
+    where = () if host is None else (f"--host={host}",)
+    done = subprocess.run(["docker", *where, *args], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

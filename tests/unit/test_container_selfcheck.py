@@ -54,7 +54,38 @@ def test_a_container_as_it_should_be_passes(good, admitted):
     verify(good, PROFILE, admitted)
 
 
+IN_A_USER_NAMESPACE = [
+    f"/dev/{name} {kind} rdev={number},rw,nosuid,relatime,size=1995412k,nr_inodes=498853,mode=755,inode64"
+    for kind in ("devtmpfs", "tmpfs")
+    for name, number in [
+        ("null", "1:3"), ("zero", "1:5"), ("full", "1:7"), ("random", "1:8"), ("urandom", "1:9"), ("tty", "5:0"),
+    ]
+]  # fmt: skip
+"""Where mknod is not allowed, runc and crun mount the host's nodes: rootless Docker 26.1, userns-remap; Debian 13."""
+
+
+def test_the_six_device_nodes_of_a_container_in_a_user_namespace_pass(good, admitted):
+    verify(replace(good, mounts=[*good.mounts, *IN_A_USER_NAMESPACE]), PROFILE, admitted)
+    mask = "/proc/interrupts devtmpfs rdev=1:3,rw,nosuid,relatime"
+    verify(replace(good, mounts=[*good.mounts, mask]), PROFILE, admitted)
+
+
+def test_a_mount_that_is_not_ours_is_named_with_what_to_do(good, admitted):
+    with pytest.raises(ControlMissing) as caught:
+        verify(replace(good, mounts=[*good.mounts, "/run tmpfs rw,nosuid", "/etc/passwd ext4 ro"]), PROFILE, admitted)
+    assert "/run tmpfs rw,nosuid; /etc/passwd ext4 ro" in str(caught.value)
+    assert "mounts /run, /etc/passwd in every container" in caught.value.hint
+
+
 BROKEN = [
+    ({"mounts": ["/dev/null devtmpfs rw"]}, "mounts"),
+    ({"mounts": ["/dev/null devtmpfs rdev=1:1,rw"]}, "mounts"),
+    ({"mounts": ["/dev/null ext4 rdev=1:3,rw"]}, "mounts"),
+    ({"mounts": ["/dev/mem devtmpfs rdev=1:1,rw"]}, "mounts"),
+    ({"mounts": ["/dev/kvm devtmpfs rdev=10:232,rw"]}, "mounts"),
+    ({"mounts": ["/dev/zero devtmpfs rdev=1:3,rw"]}, "mounts"),
+    ({"mounts": ["/proc/sysrq-trigger devtmpfs rdev=1:1,rw"]}, "mounts"),
+    ({"mounts": ["/proc/interrupts devtmpfs rw"]}, "mounts"),
     ({"cap_eff": "00000000a80425fb"}, "capabilities"),
     ({"cap_bnd": "0000000000000001"}, "capabilities"),
     ({"cap_amb": "0000000000000400"}, "capabilities"),

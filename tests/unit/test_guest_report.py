@@ -59,6 +59,7 @@ def test_status_and_mounts_are_copied_and_the_mounts_own_options_come_first(file
     files["/proc/self/mountinfo"] = (
         "21 1 0:20 / / ro,relatime shared:1 - overlay overlay rw,lowerdir=/a\n"
         "22 21 0:21 / /tmp rw,nosuid,nodev,noexec - tmpfs tmpfs rw,size=65536k,nr_inodes=1000\n"
+        "23 21 0:6 /null /dev/null rw,nosuid master:2 - devtmpfs udev rw,mode=755\n"
         "garbage\n"
     )
     built = report.build()
@@ -66,6 +67,7 @@ def test_status_and_mounts_are_copied_and_the_mounts_own_options_come_first(file
     assert built.mounts == [
         "/ overlay ro,relatime,lowerdir=/a",
         "/tmp tmpfs rw,nosuid,nodev,noexec,size=65536k,nr_inodes=1000",
+        "/dev/null devtmpfs rdev=1:3,rw,nosuid,mode=755",
     ]
 
 
