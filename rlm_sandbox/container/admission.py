@@ -84,6 +84,8 @@ class Admitted:
     path: Path | None = None
     stage: Path | None = None
     fd: int = -1
+    unproven: bool = False
+    """The engine reads the input on another machine, and not all of its bytes were compared with those here."""
 
     @property
     def total_chars(self) -> int | None:

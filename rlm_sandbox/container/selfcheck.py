@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rlm_sandbox.container.admission import Admitted
+    from rlm_sandbox.container.input_sample import InputSample
     from rlm_sandbox.container.profile import RunProfile
     from rlm_sandbox.wire.messages import Report
 
@@ -60,8 +61,10 @@ def expectations(runtime: str | None) -> Expectations:
     return NATIVE
 
 
-def verify(report: Report, profile: RunProfile, admitted: Admitted, *, local: bool = True) -> None:
-    """Return if everything is in force.
+def verify(
+    report: Report, profile: RunProfile, admitted: Admitted, *, local: bool = True, sample: InputSample | None = None
+) -> None:
+    """Return if everything is in force. ``sample`` is what the guest was asked to hash of the input.
 
     Raises:
         ControlMissing: it names every control that is not, and the fix of the first.
@@ -73,7 +76,7 @@ def verify(report: Report, profile: RunProfile, admitted: Admitted, *, local: bo
             f"this is {__version__} (protocol {PROTOCOL_VERSION})",
             hint="run: rlm-sandbox image build",
         )
-    missing = list(findings(report, profile, admitted, local=local))
+    missing = list(findings(report, profile, admitted, local=local, sample=sample))
     if missing:
         names = "; ".join(f"{name} ({what})" for name, what, _ in missing)
         raise ControlMissing(f"not in force in the container: {names}", hint=missing[0][2])
@@ -90,7 +93,7 @@ def remarks(report: Report, profile: RunProfile) -> list[str]:
 
 
 def findings(
-    report: Report, profile: RunProfile, admitted: Admitted, *, local: bool = True
+    report: Report, profile: RunProfile, admitted: Admitted, *, local: bool = True, sample: InputSample | None = None
 ) -> Iterator[tuple[str, str, str]]:
     """Yield ``(control, what was seen, fix)`` for each control that is not in force."""
     expected = expectations(profile.runtime)
@@ -98,7 +101,7 @@ def findings(
     yield from _limits(report, profile, expected)
     yield from _surroundings(report, profile, admitted, expected)
     same_kernel = local and report.kernel_release == platform.release()
-    yield from _input(report, admitted, exact=same_kernel and expected.input_identity)
+    yield from _input(report, admitted, sample, exact=same_kernel and expected.input_identity, local=local)
 
 
 def _privileges(report: Report, profile: RunProfile, expected: Expectations) -> Iterator[tuple[str, str, str]]:
@@ -229,14 +232,10 @@ PAGE = 64 * 1024
 def _mount_allowed(line: str, admitted: Admitted, profile: RunProfile) -> bool:
     target, kind, options = [*line.split(" "), "", ""][:3]
     flags = set(options.split(","))
-    if target == "/":
+    if target == "/" or target in ENGINE_FILES or target in {mount.target for mount in admitted.mounts}:
         return "ro" in flags
     if target in WRITABLE:
         return kind == WRITABLE[target] and flags >= WRITABLE_OPTIONS and _bounded(target, flags, profile)
-    if target in {mount.target for mount in admitted.mounts}:
-        return "ro" in flags
-    if target in ENGINE_FILES:
-        return "ro" in flags
     if target in DEVICES:
         return kind in DEVICE_FILE_SYSTEMS and f"rdev={DEVICES[target]}" in flags
     if target in SYSTEM_MOUNTS:
@@ -247,14 +246,26 @@ def _mount_allowed(line: str, admitted: Admitted, profile: RunProfile) -> bool:
     return masked and target.startswith(("/proc/", "/sys/"))
 
 
-def _input(report: Report, admitted: Admitted, *, exact: bool) -> Iterator[tuple[str, str, str]]:
-    """Compare the mounted input with the admitted descriptor. Behind another kernel inodes differ, and only the size is told."""
-    fix = "its path was replaced while the session started, or the engine sees another disk: try --snapshot"
-    wanted = (admitted.identity.dev, admitted.identity.ino)
+def has_inodes(profile: RunProfile, *, local: bool) -> bool:
+    """Tell whether device and inode, as the guest sees them, can be compared with those of a file here."""
+    return local and expectations(profile.runtime).input_identity
+
+
+def _input(
+    report: Report, admitted: Admitted, sample: InputSample | None, *, exact: bool, local: bool
+) -> Iterator[tuple[str, str, str]]:
+    """Compare the mounted input with the admitted descriptor: by inode, behind another kernel by a sample of its bytes, else by its size."""
+    fix = "its path was replaced while the session started: try again, or --snapshot"
+    if not local:
+        fix = "the engine runs on another machine and looks there: copy the input to the same path, or use an engine on this one"
+    size, wanted = admitted.identity.size, (admitted.identity.dev, admitted.identity.ino)
     seen = (report.input_dev, report.input_ino)
-    if exact and seen != wanted:
-        yield "input identity", f"device and inode {seen}, admitted {wanted}", fix
-    elif report.input_ino < 0:
+    if report.input_ino < 0:
         yield "input identity", "the guest sees no input", fix
-    elif not exact and admitted.kind == "file" and report.input_size != admitted.identity.size:
-        yield "input identity", f"{report.input_size} bytes, admitted {admitted.identity.size}", fix
+    elif exact:
+        if seen != wanted:
+            yield "input identity", f"device and inode {seen}, admitted {wanted}", fix
+    elif admitted.kind == "file" and (report.input_size < size if sample else report.input_size != size):
+        yield "input identity", f"{report.input_size} bytes, admitted {size}", fix
+    elif sample is not None and report.input_sample != sample.digest:
+        yield "input identity", "its bytes are others than those of the file here", fix

@@ -208,7 +208,7 @@ class Agent:
         self._grace = hello.grace_ms / 1000
         self._ends_at = time.monotonic() + hello.lifetime_ms / 1000
         self._output_max = self._room = hello.output_max
-        self._send(report.build())
+        self._send(report.build(hello.sample))
         if hello.protocol != PROTOCOL_VERSION:
             self._farewell = True
             return

@@ -12,6 +12,7 @@ from rlm_sandbox.wire.messages import Hello
 
 if TYPE_CHECKING:
     from rlm_sandbox.container.admission import Admitted
+    from rlm_sandbox.container.input_sample import InputSample
     from rlm_sandbox.session.records import Start
     from rlm_sandbox.settings.model import HostPolicy, Settings
 
@@ -22,8 +23,8 @@ LIFETIME_MS = 7 * 86400 * 1000
 """A week: the longest that a container lives if every other limit was off and the host forgot it."""
 
 
-def hello(session: str, settings: Settings) -> Hello:
-    """Return the first message of the channel."""
+def hello(session: str, settings: Settings, sample: InputSample | None = None) -> Hello:
+    """Return the first message of the channel; ``sample`` is what the guest is to hash of the input."""
     lifetime = (
         LIFETIME_MS if settings.time_limit is None else min(LIFETIME_MS, round(settings.time_limit * 1000) + 60_000)
     )
@@ -33,6 +34,7 @@ def hello(session: str, settings: Settings) -> Hello:
         grace_ms=GRACE_MS,
         lifetime_ms=lifetime,
         output_max=settings.output_max,
+        sample=[] if sample is None else sample.numbers,
     )
 
 

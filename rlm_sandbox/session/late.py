@@ -15,6 +15,7 @@ from rlm_sandbox.errors import RLMError
 from rlm_sandbox.session import resume
 from rlm_sandbox.session.fingerprint import Fingerprint, Pace, digest_of, manifest_paths, take
 from rlm_sandbox.session.journal import Journal
+from rlm_sandbox.session.opening import UNPROVEN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 MARGIN_NS = 10_000_000
 """How coarse the clock of a file system may be: two ticks of the slowest kernel."""
 
-UNKNOWN = "the record does not say what the input was (its digest was not known when the session ended, and the input has changed since or is gone)"
+UNKNOWN = "the record does not say what the input was (its digest was not known when the session ended, and the input has changed since or is gone, or an engine on another machine read it)"
 
 
 def late_digest(store: Store, source: Path) -> None:
@@ -34,6 +35,8 @@ def late_digest(store: Store, source: Path) -> None:
     start = past.latest
     if start is None or (past.input is not None and past.input.digest is not None):
         return
+    if start.report.get(UNPROVEN):
+        return  # what lies here need not be what the cells have read
     try:
         store.claim()
     except RLMError:

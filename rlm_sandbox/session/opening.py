@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from rlm_sandbox.wire.messages import Report
 
 QUESTION_MAX = 65536
+
+UNPROVEN = "input_unproven"
+"""Key in a start record's ``report``: true where the engine read the input on another machine and not all of it was compared with the file here."""
+
 _LINE = 8192
 
 _PLACES = frozenset({"session_dir", "script", "gguf"})
@@ -51,6 +55,7 @@ def start_record(
     """Return the body of a ``start`` record."""
     chosen = settings.model_dump(mode="json", exclude=set(_PLACES))
     seen = {key: value for key, value in asdict(report).items() if key not in {"mounts", "env", "groups"}}
+    seen[UNPROVEN] = admitted.unproven
     return {
         "session": session,
         "question": None if request.question is None else request.question[:QUESTION_MAX],

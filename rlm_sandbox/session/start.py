@@ -18,9 +18,10 @@ from rlm_sandbox.broker.types import Limits, SessionSpec
 from rlm_sandbox.container import gc
 from rlm_sandbox.container.admission import admit
 from rlm_sandbox.container.image import ensure_image
+from rlm_sandbox.container.input_sample import note_unproven, sample_of
 from rlm_sandbox.container.launch import launch
 from rlm_sandbox.container.profile import RunProfile, own_uid
-from rlm_sandbox.container.selfcheck import remarks, verify
+from rlm_sandbox.container.selfcheck import has_inodes, remarks, verify
 from rlm_sandbox.errors import InternalError, InterruptedByUser, UsageError
 from rlm_sandbox.sanitize import visible
 from rlm_sandbox.session import fingerprint, places
@@ -226,12 +227,16 @@ class Start:
         lifetime = self.settings.time_limit or LIFETIME_MS / 1000
         owner, deadline = self.broker.ledger.owner, time.time() + lifetime
         labels = gc.labels(session=self.session, owner=owner, home=self.home, deadline=deadline)
+        local = engine.info().local
+        sample = None if has_inodes(profile, local=local) else await asyncio.to_thread(sample_of, admitted)
         container = await launch(engine, image, profile, admitted, labels=labels)
         self.undo.push_async_callback(container.close)
         channel = Channel(container)
-        report = await channel.greet(hello(self.session, self.settings))
-        verify(report, profile, admitted)
+        report = await channel.greet(hello(self.session, self.settings, sample))
+        verify(report, profile, admitted, local=local, sample=sample)
         admitted.warnings += remarks(report, profile)
+        if sample is not None and not local:
+            admitted.warnings += note_unproven(admitted, sample)
         return channel, report
 
     def _go(self, admitted: Admitted, past: Past | None) -> bytes:

@@ -3,5 +3,5 @@
 Only the standard library is imported here, because the same files are copied into the image.
 """
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by one whenever a frame, a message or a state table changes meaning. Host and image must agree."""

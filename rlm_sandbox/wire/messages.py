@@ -19,6 +19,8 @@ VARIABLES_MAX = 200
 """Entries of ``Result.variables``; ``Result.variables_total`` tells how many there were."""
 
 MOUNTS_MAX = 128
+SAMPLE_MAX = 256
+"""Numbers in a hello's ``sample``: 128 ranges, of which the host asks for half."""
 FINAL_CHUNK = 1024 * 1024
 """Bytes of one :class:`Final` payload; a longer answer comes in several, in order."""
 
@@ -181,7 +183,8 @@ class Hello(Message):
     """First message of all; the guest is silent until it comes.
 
     ``grace_ms`` is how long an interrupted kernel may take before it is killed, ``lifetime_ms`` how long the whole
-    container may live even if the host forgets it, ``output_max`` the bytes of output that one cell may send.
+    container may live even if the host forgets it, ``output_max`` the bytes of output that one cell may send. ``sample`` are ranges of the input
+    to hash for the report (offset, length, offset, length and so on, in bytes), none where the host can tell the input by its inode.
     """
 
     TYPE = "hello"
@@ -190,6 +193,7 @@ class Hello(Message):
     grace_ms: int = _integer(1, 3_600_000)
     lifetime_ms: int = _integer(1, ID_MAX)
     output_max: int = _integer(0, ID_MAX)
+    sample: list[int] = _integers(SAMPLE_MAX, 0, 2**63)
 
 
 @dataclass(eq=False, repr=False)
@@ -256,7 +260,8 @@ class Report(Message):
     Capability masks are hexadecimal as in ``/proc/self/status``; limits are bytes or counts with -1 for "none";
     ``cpu_milli`` is thousandths of a CPU. ``mounts`` are ``"target fstype options"``, where a mounted
     character device has the option ``rdev=MAJOR:MINOR``. ``input_*`` identify the mounted
-    input so that the host can compare them with the descriptor it admitted.
+    input so that the host can compare them with the descriptor it admitted; ``input_sample`` is the SHA-256 of the ranges
+    that the hello named, empty where it named none or they cannot be read.
     """
 
     TYPE = "report"
@@ -289,6 +294,7 @@ class Report(Message):
     input_dev: int = _integer(-1, 2**64)
     input_ino: int = _integer(-1, 2**64)
     input_size: int = _integer(-1, 2**63)
+    input_sample: str = _text(64)
 
 
 @dataclass(eq=False, repr=False)

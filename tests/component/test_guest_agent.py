@@ -51,7 +51,7 @@ def test_the_guest_is_silent_until_the_hello_and_ends_with_its_input():
     assert (out, err, agent.returncode) == (b"", b"", 0)
 
 
-HELLO = m.Hello(protocol=PROTOCOL_VERSION, session="s", grace_ms=100, lifetime_ms=60_000, output_max=100)
+HELLO = m.Hello(protocol=PROTOCOL_VERSION, session="s", grace_ms=100, lifetime_ms=60_000, output_max=100, sample=[])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_host_that_breaks_the_grammar_ends_the_container(raw):
 
 def test_a_host_of_another_protocol_gets_the_report_and_then_the_end():
     agent = raw_agent()
-    agent.stdin.write(m.Hello(protocol=99, session="s", grace_ms=1, lifetime_ms=9999, output_max=1).encode())
+    agent.stdin.write(m.Hello(protocol=99, session="s", grace_ms=1, lifetime_ms=9999, output_max=1, sample=[]).encode())
     agent.stdin.flush()
     assert b'"t":"report"' in agent.stdout.read()
     assert agent.wait(30) == 0

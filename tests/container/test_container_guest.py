@@ -38,7 +38,7 @@ class Talk:
                     return message
 
     async def report(self):
-        self.send(m.Hello(PROTOCOL_VERSION, "s", 1000, 60_000, 1 << 20))
+        self.send(m.Hello(PROTOCOL_VERSION, "s", 1000, 60_000, 1 << 20, []))
         return await self.until(m.Report)
 
     async def run(self, admitted, code):

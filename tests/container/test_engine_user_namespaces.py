@@ -1,57 +1,17 @@
 """An engine that remaps users: the container is in a user namespace, as with a rootless engine, and its device nodes are mounts of the host's."""
 
-import os
-import shutil
-import signal
-import subprocess
-import tempfile
-from pathlib import Path
-
 import pytest
 
-from rlm_sandbox.container.engine import Engine
-from rlm_sandbox.errors import EngineError
-from tests.support.cli import Home, eventually
+from tests.support.cli import Home
+from tests.support.engines import engine, needs_dockerd
 
-pytestmark = [
-    pytest.mark.container,
-    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("dockerd") is None, reason="starts a dockerd of its own, as root"),
-]
+pytestmark = [pytest.mark.container, needs_dockerd]
 
 
 @pytest.fixture(scope="module")
 def remapping():
-    """The address of a second engine, for as long as these tests run."""
-    with tempfile.TemporaryDirectory(prefix="engine-") as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # the mapped users must come through
-        yield from running(folder)
-
-
-def running(folder):
-    address, log = f"unix://{folder}/docker.sock", folder / "log"
-    command = [
-        "dockerd", "--userns-remap=default", f"--host={address}", f"--data-root={folder}/data",
-        f"--exec-root={folder}/exec", f"--pidfile={folder}/pid", "--bridge=none", "--iptables=false",
-    ]  # fmt: skip
-    with log.open("wb") as output:
-        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        eventually(lambda: answers(address) or daemon.poll() is not None, "the engine did not start", within=60)
-        if daemon.poll() is not None:
-            pytest.fail(f"no engine that remaps users can be started here: {log.read_text()[-500:]}")
-        yield address
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        daemon.wait(60)
-
-
-def answers(address):
-    try:
-        Engine.connect(address).close()
-    except EngineError:
-        return False
-    return True
+    with engine("--userns-remap=default") as socket:
+        yield f"unix://{socket}"
 
 
 @pytest.fixture

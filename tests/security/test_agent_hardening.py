@@ -60,7 +60,7 @@ async def test_a_container_ends_at_its_lifetime_when_the_host_says_nothing_more(
     container = await launch(engine, base, profile, admitted, labels={"rlm-sandbox.test": "lifetime"})
     try:
         channel = Channel(container)
-        await channel.greet(m.Hello(PROTOCOL_VERSION, "s", 1000, 3000, 1 << 20))
+        await channel.greet(m.Hello(PROTOCOL_VERSION, "s", 1000, 3000, 1 << 20, []))
         channel.send(m.Go(json.dumps({"session": "s", "input": admitted.config}).encode()))
         left = "label=rlm-sandbox.test=lifetime"
         assert docker("ps", "-q", "--filter", left)

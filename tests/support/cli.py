@@ -62,6 +62,8 @@ class Home:
     def __init__(self, path: Path, **environment: str) -> None:
         self.path = path
         self.environment = environment
+        self.witness = environment.get("DOCKER_HOST")
+        """Where the engine's own client finds the engine of this folder; None for its default."""
 
     def env(self, extra: dict[str, str | None] | None = None) -> dict[str, str]:
         merged = {name: os.environ[name] for name in KEPT if name in os.environ}
@@ -124,7 +126,7 @@ class Home:
     def containers(self) -> list[str]:
         """Ids of the containers, in any state, that carry this folder's label."""
         label = f"label={LABEL_HOME}={home_digest(self.path)}"
-        return docker("ps", "-aq", "--no-trunc", "--filter", label, host=self.environment.get("DOCKER_HOST")).split()
+        return docker("ps", "-aq", "--no-trunc", "--filter", label, host=self.witness).split()
 
     def close(self) -> None:
         """End the daemon and prove that nothing is left."""

@@ -23,7 +23,7 @@ REPORT = m.Report(
     protocol=1, guest_version="0", python="3", uid=65534, gid=65534, groups=[], cap_eff="0", cap_prm="0", cap_bnd="0",
     cap_inh="0", cap_amb="0", no_new_privs=1, seccomp=2, socket_denied=True, dumpable=0, memory_max=1, swap_max=1,
     pids_max=1, cpu_milli=1, nofile=1, core=0, root_readonly=True, interfaces=["lo"], mounts=[], env=[],
-    kernel_release="x", input_dev=0, input_ino=0, input_size=0,
+    kernel_release="x", input_dev=0, input_ino=0, input_size=0, input_sample="",
 )  # fmt: skip
 
 

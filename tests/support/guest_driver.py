@@ -85,6 +85,7 @@ class Guest:
                 grace_ms=grace_ms,
                 lifetime_ms=lifetime_ms,
                 output_max=output_max,
+                sample=[],
             )
         )
         self.report = self.expect(m.Report)

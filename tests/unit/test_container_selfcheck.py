@@ -1,3 +1,4 @@
+import hashlib
 import platform
 from dataclasses import replace
 
@@ -5,8 +6,18 @@ import pytest
 
 from rlm_sandbox import __version__
 from rlm_sandbox.container.admission import admit
+from rlm_sandbox.container.input_sample import sample_of
 from rlm_sandbox.container.profile import RunProfile
-from rlm_sandbox.container.selfcheck import GVISOR, NATIVE, VIRTUAL_MACHINE, expectations, findings, remarks, verify
+from rlm_sandbox.container.selfcheck import (
+    GVISOR,
+    NATIVE,
+    VIRTUAL_MACHINE,
+    expectations,
+    findings,
+    has_inodes,
+    remarks,
+    verify,
+)
 from rlm_sandbox.errors import ControlMissing, ImageError
 from rlm_sandbox.wire import PROTOCOL_VERSION
 from rlm_sandbox.wire.messages import Report
@@ -47,6 +58,7 @@ def good(admitted):
         ],
         env=sorted(PROFILE.environment), kernel_release=platform.release(),
         input_dev=admitted.identity.dev, input_ino=admitted.identity.ino, input_size=5,
+        input_sample="",
     )  # fmt: skip
 
 
@@ -144,6 +156,31 @@ def test_each_control_that_is_off_stops_the_start_by_name(good, admitted, change
     with pytest.raises(ControlMissing, match=control) as caught:
         verify(report, PROFILE, admitted)
     assert caught.value.hint
+
+
+def test_of_an_engine_elsewhere_the_bytes_are_compared_and_not_the_inode(good, admitted):
+    sample = sample_of(admitted)
+    assert (sample.numbers, sample.whole) == ([0, 5], True)
+    seen = replace(good, input_dev=1, input_ino=1, input_sample=hashlib.sha256(b"hello").hexdigest())
+    verify(seen, PROFILE, admitted, local=False, sample=sample)
+    for other in (hashlib.sha256(b"jello").hexdigest(), ""):
+        with pytest.raises(ControlMissing, match="its bytes are others than those of the file here") as caught:
+            verify(replace(seen, input_sample=other), PROFILE, admitted, local=False, sample=sample)
+        assert "another machine" in caught.value.hint
+    with pytest.raises(ControlMissing, match="4 bytes, admitted 5"):
+        verify(replace(seen, input_size=4), PROFILE, admitted, local=False, sample=sample)
+    verify(replace(seen, input_size=9), PROFILE, admitted, local=False, sample=sample)  # a log that grew meanwhile
+
+
+def test_where_kernels_differ_a_runtime_without_our_inodes_is_compared_by_bytes_too(good, admitted):
+    sample = sample_of(admitted)
+    for runtime in ("runsc", "kata"):
+        profile = replace(PROFILE, runtime=runtime)
+        assert not has_inodes(profile, local=True)
+        found = [name for name, _, _ in findings(replace(good, input_ino=1), profile, admitted, sample=sample)]
+        assert "input identity" in found
+    assert has_inodes(PROFILE, local=True)
+    assert not has_inodes(PROFILE, local=False)
 
 
 @pytest.mark.parametrize("change", [{"protocol": PROTOCOL_VERSION + 1}, {"guest_version": "0.0.0"}])

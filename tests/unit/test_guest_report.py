@@ -1,5 +1,7 @@
 """The report reads both generations of cgroups, and never says more than the wire takes."""
 
+import hashlib
+
 import pytest
 
 from rlm_sandbox.guest import linux, report
@@ -104,6 +106,20 @@ def test_the_input_is_its_directorys_only_entry_or_the_tree(tmp_path, monkeypatc
     tree = tmp_path / "input" / "tree"
     tree.mkdir()
     assert report._input()[:2] == (tree.stat().st_dev, tree.stat().st_ino)
+
+
+def test_the_ranges_that_the_host_names_are_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "INPUT", str(tmp_path))
+    assert report._sample([0, 5]) == ""
+    (tmp_path / "log.txt").write_bytes(b"0123456789")
+    assert report._sample([0, 10]) == hashlib.sha256(b"0123456789").hexdigest()
+    assert report._sample([1, 2, 8, 9]) == hashlib.sha256(b"1289").hexdigest()
+    assert report._sample([2**63, 1]) == ""
+    assert report.build([0, 1]).input_sample == hashlib.sha256(b"0").hexdigest()
+    assert report.build().input_sample == ""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "log.txt").rename(tmp_path / "index.jsonl")
+    assert report._sample([0, 1]) == hashlib.sha256(b"0").hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rlm_sandbox.session import journal as journals
 from rlm_sandbox.session import resume
 from rlm_sandbox.session.journal import Journal
 from rlm_sandbox.session.late import late_digest
+from rlm_sandbox.session.opening import UNPROVEN
 from rlm_sandbox.session.store import Store
 from tests.support.recorded import start_body
 
@@ -28,7 +29,7 @@ def source(tmp_path):
     return folder
 
 
-def ended(tmp_path, source, *, records=()):
+def ended(tmp_path, source, *, records=(), **report):
     """Return the store of a session that ended without a digest."""
     store = Store(tmp_path / "sessions", "s1")
     store.claim()
@@ -39,7 +40,7 @@ def ended(tmp_path, source, *, records=()):
         admitted.close()
     else:
         about = {"kind": "file", "bytes": source.stat().st_size, "files": 1, "glob": None, "mtime_ns": 0}
-    body = start_body(settings={"max_per_file_bytes": 4096})
+    body = start_body(settings={"max_per_file_bytes": 4096}, report=report)
     journal.append("start", **{**body, "input": {**body["input"], **about, "display": str(source)}})
     for kind, fields in records:
         journal.append(kind, **fields)
@@ -52,6 +53,12 @@ def ended(tmp_path, source, *, records=()):
 def known(store):
     found = resume.load(store).input
     return None if found is None else found.digest
+
+
+def test_what_an_engine_elsewhere_has_read_gets_no_digest_of_what_lies_here(tmp_path, source):
+    store = ended(tmp_path, source / "a.txt", **{UNPROVEN: True})
+    late_digest(store, source / "a.txt")
+    assert known(store) is None
 
 
 UNKNOWN = ("input", {"digest": None, "bytes": 8, "manifest": None, "index": None})

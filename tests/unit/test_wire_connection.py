@@ -13,12 +13,12 @@ from rlm_sandbox.wire.frames import FrameError, encode
 
 pytestmark = pytest.mark.unit
 
-HELLO = m.Hello(protocol=PROTOCOL_VERSION, session="s", grace_ms=1, lifetime_ms=1, output_max=1)
+HELLO = m.Hello(protocol=PROTOCOL_VERSION, session="s", grace_ms=1, lifetime_ms=1, output_max=1, sample=[])
 REPORT = m.Report(
     protocol=1, guest_version="", python="", uid=0, gid=0, groups=[], cap_eff="", cap_prm="", cap_bnd="", cap_inh="",
     cap_amb="", no_new_privs=1, seccomp=2, socket_denied=True, dumpable=0, memory_max=1, swap_max=0, pids_max=1,
     cpu_milli=1, nofile=1, core=0, root_readonly=True, interfaces=[], mounts=[], env=[], kernel_release="", input_dev=0,
-    input_ino=0, input_size=0,
+    input_ino=0, input_size=0, input_sample="",
 )  # fmt: skip
 RESULT = m.Result(cell=1, status="ok", variables=[], variables_total=0, warnings=[])
 
