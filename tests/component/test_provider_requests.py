@@ -67,6 +67,46 @@ async def test_thinking_is_asked_for_as_the_model_knows_it(server, connect, mode
     assert sent["max_tokens"] == 3050
 
 
+@pytest.mark.parametrize(
+    ("api", "model"), [("anthropic", "claude-haiku-5-5"), ("openai", "gpt-6-luna"), ("openai", "openai/gpt-5.6-mini")]
+)
+async def test_a_model_that_thinks_by_default_answers_within_a_short_limit(server, connect, api, model):
+    server.default = "thinks_unless_told"
+    provider = connect(api)
+    assert provider.default_model() in {"claude-haiku-5-5", "gpt-6-luna"}
+    assert (await ask(provider, model=model, max_tokens=20)).text == "pong"
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking"),
+    [
+        ("claude-sonnet-5-5", {"type": "between_tools"}),
+        ("anthropic.claude-haiku-5-5-v1:0", {"type": "disabled"}),
+        ("claude-haiku-4-5", None),
+        ("claude-opus-5-5", None),
+        ("claude-someday", None),
+    ],
+)
+async def test_only_models_that_take_it_are_told_not_to_think(server, connect, model, thinking):
+    assert (await body(server, connect("anthropic"), model=model)).get("thinking") == thinking
+
+
+@pytest.mark.parametrize(
+    ("model", "effort"),
+    [("gpt-6-astra", None), ("gpt-5-mini", None), ("o4-mini", None), ("gpt-4o-mini", None), ("gpt-6-luna", "none")],
+)
+async def test_only_models_that_have_it_get_the_effort_none(server, connect, model, effort):
+    assert (await body(server, connect("openai"), model=model)).get("reasoning_effort") == effort
+
+
+async def test_a_model_that_cannot_be_told_not_to_think_is_asked_without_next(server, connect):
+    provider = connect("anthropic")
+    server.plan = [Fault("status", {"status": 400, "kind": "invalid_request_error", "message": "thinking: x"})]
+    got = await fail(provider, model="claude-haiku-5-5")
+    assert (got.code, got.billable, got.retryable) == ("unsupported_parameter", "no", True)
+    assert "thinking" not in await body(server, provider, model="claude-haiku-5-5")
+
+
 @pytest.mark.parametrize(("budget", "limit", "thinks"), [(500, 1000, True), (500, 50, False)])
 async def test_thinking_below_the_minimum_is_raised_only_within_what_was_held_for(
     server, connect, budget, limit, thinks

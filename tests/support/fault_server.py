@@ -397,6 +397,15 @@ class _Wire:
     async def fault_refusal(self):
         await self.stream(self.events(text="", refuse=True))
 
+    async def fault_thinks_unless_told(self):
+        """A model that thinks by default, with a limit that its thoughts use up."""
+        body = self.seen.body
+        told = body.get("reasoning_effort") == "none" if self.openai else body.get("thinking") == {"type": "disabled"}
+        if told:
+            await self.fault_ok()
+        else:
+            await self.stream(self.events(text="", thinking=True, stop="max_tokens"))
+
     async def fault_thinking_only(self):
         await self.stream(self.events(text="", thinking=True, stop="max_tokens"))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rlm_sandbox.broker.types import Call, Credentials, ProviderFault, Reply
 
 DEFAULT_URL = "https://api.anthropic.com"
-DEFAULT_MODEL = "claude-haiku-4-5"
+DEFAULT_MODEL = "claude-haiku-5-5"
 
 THINKING_MIN = 1024
 """The API's own minimum of ``budget_tokens``, which must also be below ``max_tokens``. A smaller wish is raised to it where the limit
@@ -43,6 +43,13 @@ it began."""
 
 _ADAPTIVE_SINCE = (4, 6)
 """Models from this version on choose their own amount of thinking, steered by an effort; from 4.7 on they refuse a budget."""
+
+_UNASKED: tuple[tuple[re.Pattern[str], dict[str, str]], ...] = (
+    (re.compile(r"(^|[/.])claude-haiku-5-5"), {"type": "disabled"}),
+    (re.compile(r"(^|[/.])claude-sonnet-5-5"), {"type": "between_tools"}),  # it takes no "disabled"
+)
+"""Models that think by default, and how each is told not to where nobody asked for it: its thoughts count as output, so they use up the
+``max_tokens`` of a short answer before its first word."""
 
 _VERSION = re.compile(r"claude-(?:[a-z]+-)?(\d)(?:[-.](\d)(?!\d))?")
 
@@ -77,6 +84,7 @@ class AnthropicProvider:
         self._client: Any = None
         self._adaptive: set[str] = set()
         self._worded: set[tuple[str, str]] = set()
+        self._thinks_anyway: set[str] = set()
 
     def default_model(self) -> str:
         """Return the model for sub-calls when nobody names one."""
@@ -89,7 +97,8 @@ class AnthropicProvider:
     async def attempt(self, call: Call, *, timeout_s: float, began: Callable[[], None]) -> Reply:
         """Make one request and read its whole answer. Raises :class:`ProviderFault` only."""
         await self.open()
-        body = request_body(call, adaptive=self._is_adaptive(call.model), form=self._form(call))
+        may_say_no = call.model not in self._thinks_anyway
+        body = request_body(call, adaptive=self._is_adaptive(call.model), form=self._form(call), quiet=may_say_no)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(call, body, timeout_s, began)
@@ -172,7 +181,12 @@ class AnthropicProvider:
             self.name, error.status_code, headers, error.body, request_id=headers.get("request-id"), secret=self._key
         )
         if fault.code == "bad_request":
-            if body.get("thinking", {}).get("type") == "enabled" and "thinking.type" in fault.message:
+            thinking = body.get("thinking", {}).get("type")
+            if thinking in {"disabled", "between_tools"} and "thinking" in fault.message:
+                self._thinks_anyway.add(call.model)
+                fault.retryable = True
+                fault.code = "unsupported_parameter"
+            elif thinking == "enabled" and "thinking.type" in fault.message:
                 self._adaptive.add(call.model)
                 fault.retryable = True
             elif "format" in body.get("output_config", {}) and _ABOUT_FORM.search(fault.message):
@@ -195,10 +209,11 @@ def _version(model: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
-def request_body(call: Call, *, adaptive: bool, form: dict[str, Any] | None) -> dict[str, Any]:
+def request_body(call: Call, *, adaptive: bool, form: dict[str, Any] | None, quiet: bool = True) -> dict[str, Any]:
     """Build the request. The shared blocks come first and are marked, so that the calls of a batch read one cache entry.
 
-    ``form`` is the schema as the API knows it; without one, a schema is asked for in words.
+    ``form`` is the schema as the API knows it; without one, a schema is asked for in words. ``quiet`` tells a model that thinks by default not
+    to, where no thinking was asked for.
     """
     marked: dict[str, Any] = {"cache_control": {"type": "ephemeral"}} if call.cache else {}
     body: dict[str, Any] = {"model": call.model, "max_tokens": call.output_ceiling}
@@ -219,11 +234,17 @@ def request_body(call: Call, *, adaptive: bool, form: dict[str, Any] | None) -> 
         config["effort"] = effort(call.thinking_budget)
     elif call.thinking_budget and call.output_ceiling > THINKING_MIN:
         body["thinking"] = {"type": "enabled", "budget_tokens": max(call.thinking_budget, THINKING_MIN)}
+    elif quiet and (off := _unasked(call.model)) is not None:
+        body["thinking"] = off
     if form is not None:
         config["format"] = {"type": "json_schema", "schema": form}
     if config:
         body["output_config"] = config
     return body
+
+
+def _unasked(model: str) -> dict[str, str] | None:
+    return next((dict(off) for pattern, off in _UNASKED if pattern.search(model)), None)
 
 
 def effort(thinking_budget: int) -> str:

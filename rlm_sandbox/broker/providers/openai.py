@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from rlm_sandbox.broker.types import Call, Credentials, ProviderFault, Reply
 
 DEFAULT_URL = "https://api.openai.com/v1"
-DEFAULT_MODEL = "gpt-4o-mini"
-"""What rlm-skill uses; RLM_OPENAI_FAST (``extra["default_model"]``) sets another."""
+DEFAULT_MODEL = "gpt-6-luna"
+"""The successor of ``gpt-4o-mini``, which is shut down on 2027-01-14; RLM_OPENAI_FAST (``extra["default_model"]``) sets another."""
 
 _REASONING = re.compile(r"(^|/)(o\d|gpt-([5-9]|\d\d))")
 """Models that think: they take ``max_completion_tokens`` and an effort, and refuse ``max_tokens``."""
+
+_UNASKED = re.compile(r"(^|/)gpt-(5\.[1-9]|6)(?!\d|.*astra)")
+"""Models that think by default and take the effort "none", which is sent where nobody asked for thinking: their thoughts count as output, so they use
+up the limit of a short answer before its first word. (``gpt-6-astra`` has no "none".)"""
 
 _ABOUT_FORM = re.compile(r"schema|grammar", re.IGNORECASE)
 """A refusal that says so is of this schema: the server has no grammar for it."""
@@ -192,6 +196,8 @@ class OpenAIProvider:
         body[self._limit_name(call.model)] = call.output_ceiling
         if call.thinking_budget:
             body["reasoning_effort"] = effort(call.thinking_budget)
+        elif _UNASKED.search(call.model):
+            body["reasoning_effort"] = "none"
         if call.schema is not None and not self._in_words(call):
             named = {"name": "answer", "schema": json.loads(call.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
