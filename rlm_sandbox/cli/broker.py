@@ -6,15 +6,13 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option, group_format_option
+from rlm_sandbox.cli.common import chosen, examples, format_option, group, group_format_option
 from rlm_sandbox.daemon import client
 from rlm_sandbox.daemon.paths import socket_path
 from rlm_sandbox.errors import NoSuchSession
 
 
-@click.group(
-    "broker", epilog=examples("rlm-sandbox broker status", "rlm-sandbox broker stop", "rlm-sandbox broker serve")
-)
+@group("broker", epilog=examples("rlm-sandbox broker status", "rlm-sandbox broker stop", "rlm-sandbox broker serve"))
 @group_format_option
 def broker_command() -> None:
     """The broker daemon, one for each state folder; started on demand."""

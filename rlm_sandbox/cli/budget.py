@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option, session_option
+from rlm_sandbox.cli.common import chosen, command, examples, format_option, session_option
 from rlm_sandbox.daemon import client
 from rlm_sandbox.errors import UsageError
 
 
-@click.command(
+@command(
     "budget",
     epilog=examples(
         "rlm-sandbox budget",

@@ -8,11 +8,11 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option
+from rlm_sandbox.cli.common import chosen, command, examples, format_option
 from rlm_sandbox.errors import PrerequisiteError
 
 
-@click.command(
+@command(
     "doctor",
     epilog=examples(
         "rlm-sandbox doctor", "rlm-sandbox doctor --deep", "rlm-sandbox doctor --deep --runtime runsc --json"

@@ -10,13 +10,13 @@ import click
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
 from rlm_sandbox.cli.cells import live
-from rlm_sandbox.cli.common import chosen, examples, format_option, group_format_option
+from rlm_sandbox.cli.common import chosen, examples, format_option, group, group_format_option
 
 if TYPE_CHECKING:
     from rlm_sandbox.container.image import Progress
 
 
-@click.group("image", epilog=examples("rlm-sandbox image build", "rlm-sandbox image build data"))
+@group("image", epilog=examples("rlm-sandbox image build", "rlm-sandbox image build data"))
 @group_format_option
 def image_command() -> None:
     """The guest images."""

@@ -12,7 +12,7 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option, session_option
+from rlm_sandbox.cli.common import chosen, command, examples, format_option, session_option
 from rlm_sandbox.daemon import client
 from rlm_sandbox.errors import BundleError, DivergenceError, NoSuchSession, UsageError
 from rlm_sandbox.sanitize import one_line
@@ -65,7 +65,7 @@ max_size_option = click.option(
 output_option = click.option("-o", "target", required=True, metavar="FILE", help="Where to write it.")
 
 
-@click.command(
+@command(
     "resume",
     epilog=examples(
         "rlm-sandbox resume",
@@ -97,7 +97,7 @@ def resume_command(session: str | None, from_cell: int | None, live: bool, form:
     return _parted(document["divergence"])
 
 
-@click.command(
+@command(
     "export",
     epilog=examples(
         "rlm-sandbox export -o run.rlm",
@@ -148,7 +148,7 @@ def _export_here(arguments: dict[str, Any]) -> dict[str, Any]:
     return export_folder(folder, Path(arguments["target"]), options)
 
 
-@click.command(
+@command(
     "verify",
     epilog=examples("rlm-sandbox verify run.rlm", "rlm-sandbox verify run.rlm --signers ~/.ssh/allowed_signers"),
 )
@@ -173,7 +173,7 @@ def verify_command(file: str, signers: str | None, max_size: str | None, form: s
     output.document(found.document(Path(file)), form, "verified")
 
 
-@click.command(
+@command(
     "replay",
     epilog=examples(
         "rlm-sandbox replay run.rlm",
@@ -301,7 +301,7 @@ def _save(target: str, data: bytes) -> None:
         raise UsageError(f"{target}: {exc.strerror}", hint="name a file that can be written") from exc
 
 
-@click.command(
+@command(
     "report",
     epilog=examples(
         "rlm-sandbox report ID -o report.html",
@@ -342,9 +342,7 @@ def report_command(what: str | None, session: str | None, target: str, kind: str
     output.document(document, form, "report")
 
 
-@click.command(
-    "diff", epilog=examples("rlm-sandbox diff ID OTHER", "rlm-sandbox diff monday.rlm tuesday.rlm --format text")
-)
+@command("diff", epilog=examples("rlm-sandbox diff ID OTHER", "rlm-sandbox diff monday.rlm tuesday.rlm --format text"))
 @click.argument("one", metavar="SESSION|FILE")
 @click.argument("other", metavar="SESSION|FILE")
 @max_size_option
@@ -358,7 +356,7 @@ def diff_command(one: str, other: str, max_size: str | None, form: str | None) -
         output.document(compare(first, second), form, "diff")
 
 
-@click.command(
+@command(
     "history",
     epilog=examples("rlm-sandbox history", "rlm-sandbox history --find syslog", "rlm-sandbox history --limit 5"),
 )
@@ -377,7 +375,7 @@ def history_command(find: str | None, limit: int, form: str | None) -> None:
     output.document({"format_version": 1, "runs": shown, "total": len(found), "warnings": []}, form, "history")
 
 
-@click.command("forget", epilog=examples("rlm-sandbox forget ID"))
+@command("forget", epilog=examples("rlm-sandbox forget ID"))
 @click.argument("name", metavar="SESSION", required=False, default=None)
 @click.option("--session", default=None, metavar="ID", help="The session.")
 @format_option

@@ -19,7 +19,7 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option
+from rlm_sandbox.cli.common import chosen, command, examples, format_option
 from rlm_sandbox.cli.session import start_flags
 from rlm_sandbox.daemon import client, request
 from rlm_sandbox.errors import (
@@ -51,7 +51,7 @@ STOPPED = "the session was stopped"
 _KIND_OF = {"BudgetExceeded": "budget", "PolicyError": "policy", "ProviderError": "provider"}
 
 
-@click.command(
+@command(
     "run",
     epilog=examples(
         "rlm-sandbox run 'Which errors occur, and how often?' --input /var/log/syslog",

@@ -8,7 +8,7 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import cells, output
-from rlm_sandbox.cli.common import chosen, examples, format_option, session_option
+from rlm_sandbox.cli.common import chosen, command, examples, format_option, session_option
 from rlm_sandbox.daemon import client, request
 from rlm_sandbox.errors import NoSuchSession, UsageError
 from rlm_sandbox.sanitize import one_line
@@ -131,7 +131,7 @@ _START_OPTIONS = [
 ]
 
 
-@click.command(
+@command(
     "start",
     epilog=examples(
         "rlm-sandbox start --input /var/log/syslog",
@@ -158,7 +158,7 @@ wait_option = click.option(
 )
 
 
-@click.command(
+@command(
     "exec",
     epilog=examples(
         "rlm-sandbox exec -c 'print(context[:200])'",
@@ -184,7 +184,7 @@ def exec_command(
     cells.execute(session=session, code=code, file=file, timeout=timeout, wait_s=wait_s, form=chosen(form))
 
 
-@click.command("wait", epilog=examples("rlm-sandbox wait", "rlm-sandbox wait --session ID --wait 60"))
+@command("wait", epilog=examples("rlm-sandbox wait", "rlm-sandbox wait --session ID --wait 60"))
 @session_option
 @wait_option
 @format_option
@@ -193,7 +193,7 @@ def wait_command(session: str | None, wait_s: float | None, form: str | None) ->
     _poll("wait", session, wait_s, form)
 
 
-@click.command("interrupt", epilog=examples("rlm-sandbox interrupt", "rlm-sandbox interrupt --session ID"))
+@command("interrupt", epilog=examples("rlm-sandbox interrupt", "rlm-sandbox interrupt --session ID"))
 @session_option
 @wait_option
 @format_option
@@ -213,7 +213,7 @@ def _poll(op: str, session: str | None, wait_s: float | None, form: str | None) 
     output.document(client.call(op, arguments, spawn=False, progress=cells.live(True)), form, "executed")
 
 
-@click.command("final", epilog=examples("rlm-sandbox final", "rlm-sandbox final --session ID -o report.md"))
+@command("final", epilog=examples("rlm-sandbox final", "rlm-sandbox final --session ID -o report.md"))
 @session_option
 @click.option("-o", "target", default=None, metavar="FILE", help="Write the answer to a file instead of stdout.")
 @format_option
@@ -256,7 +256,7 @@ def _daemon_runs() -> bool:
     return True
 
 
-@click.command("status", epilog=examples("rlm-sandbox status", "rlm-sandbox status --session ID"))
+@command("status", epilog=examples("rlm-sandbox status", "rlm-sandbox status --session ID"))
 @session_option
 @format_option
 def status_command(session: str | None, form: str | None) -> None:
@@ -265,7 +265,7 @@ def status_command(session: str | None, form: str | None) -> None:
     output.document(client.call("status", {"session": session}, spawn=False), form, "status")
 
 
-@click.command("list", epilog=examples("rlm-sandbox list", "rlm-sandbox list --format text"))
+@command("list", epilog=examples("rlm-sandbox list", "rlm-sandbox list --format text"))
 @format_option
 def list_command(form: str | None) -> None:
     """List the live sessions."""
@@ -277,7 +277,7 @@ def list_command(form: str | None) -> None:
     output.document(found, form, "sessions")
 
 
-@click.command("stop", epilog=examples("rlm-sandbox stop", "rlm-sandbox stop --session ID", "rlm-sandbox stop --all"))
+@command("stop", epilog=examples("rlm-sandbox stop", "rlm-sandbox stop --session ID", "rlm-sandbox stop --all"))
 @session_option
 @click.option("--all", "everything", is_flag=True, help="Stop every session.")
 @format_option
@@ -296,7 +296,7 @@ def stop_command(session: str | None, everything: bool, form: str | None) -> Non
     output.document(stopped, form, "stopped")
 
 
-@click.command("gc", epilog=examples("rlm-sandbox gc", "rlm-sandbox gc --older-than 30 --max-size 10g"))
+@command("gc", epilog=examples("rlm-sandbox gc", "rlm-sandbox gc --older-than 30 --max-size 10g"))
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),

@@ -11,7 +11,7 @@ import click
 
 from rlm_sandbox import settings
 from rlm_sandbox.cli import output
-from rlm_sandbox.cli.common import chosen, examples, format_option, group_format_option
+from rlm_sandbox.cli.common import chosen, examples, format_option, group, group_format_option
 from rlm_sandbox.skill import files, install, rules
 from rlm_sandbox.skill.files import NAME
 
@@ -19,7 +19,7 @@ CLIENT_S = 120.0
 """Two seconds are usual; the client may look for updates first."""
 
 
-@click.group(
+@group(
     "skill",
     epilog=examples(
         "rlm-sandbox skill install",

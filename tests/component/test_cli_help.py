@@ -9,6 +9,7 @@ import pytest
 
 from rlm_sandbox import __version__
 from rlm_sandbox.cli.main import cli
+from rlm_sandbox.errors import UsageError
 from tests.support.cli import PROGRAM, Home
 
 pytestmark = pytest.mark.component
@@ -103,6 +104,37 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(home, args):
     assert (result.code, result.error["kind"]) == (2, "usage")
     assert len(result.err.splitlines()) == 1
     assert "--help" in result.error["hint"]
+
+
+def taking_one_value():
+    """Yield each command with each of its options that takes one value, by its words."""
+    for words in ALL:
+        command = cli
+        for word in words:
+            with click.Context(command) as ctx:
+                command = command.get_command(ctx, word)
+        if not isinstance(command, click.Group):
+            for parameter in command.params:
+                if isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag):
+                    yield (*words, parameter.opts[-1]), command
+
+
+def test_an_option_that_takes_one_value_is_refused_when_it_is_given_twice():
+    """Of two values one would be dropped without a word."""
+    tried = list(taking_one_value())
+    assert {("start", "--input"), ("run", "--input"), ("exec", "-c"), ("image", "build", "--from-base")} <= {
+        words for words, _ in tried
+    }
+    for words, command in tried:
+        with pytest.raises(UsageError, match=f"^{words[-1]} was given 2 times"):
+            command.make_context(words[-2], [words[-1], "1", words[-1], "1"])
+
+
+def test_two_inputs_are_refused_with_what_to_do(home):
+    result = home("start", "--input", "a.log", "--input=b.log")
+    assert (result.code, result.error["kind"]) == (2, "usage")
+    assert "put the inputs in one directory" in result.error["hint"]
+    assert home("exec", "-c", "1", "-c", "2").code == 2
 
 
 def test_a_wrong_command_line_in_text_form_ends_with_its_status_line(home):
