@@ -228,7 +228,7 @@ class Start:
         owner, deadline = self.broker.ledger.owner, time.time() + lifetime
         labels = gc.labels(session=self.session, owner=owner, home=self.home, deadline=deadline)
         local = engine.info().local
-        sample = None if has_inodes(profile, local=local) else await asyncio.to_thread(sample_of, admitted)
+        sample = None if has_inodes(profile, local=local) else await asyncio.to_thread(sample_of, admitted, local=local)
         container = await launch(engine, image, profile, admitted, labels=labels)
         self.undo.push_async_callback(container.close)
         channel = Channel(container)

@@ -38,6 +38,13 @@ def test_of_a_long_input_the_ends_and_places_between_that_nobody_can_guess(admit
     assert first.digest == hashlib.sha256(b"".join(data[at : at + n] for at, n in first.ranges)).hexdigest()
 
 
+def test_on_this_machine_a_start_reads_no_more_than_the_ranges(admitted, monkeypatch):
+    monkeypatch.setattr(input_sample, "RANGE_BYTES", 512)
+    sample = sample_of(admitted, local=True)
+    assert not sample.whole
+    assert sum(length for _, length in sample.ranges) == RANGES * 512
+
+
 def test_a_hello_has_room_for_every_sample():
     assert 2 * RANGES <= SAMPLE_MAX
     assert RANGES * RANGE_BYTES <= 4 * 1024 * 1024
