@@ -182,7 +182,8 @@ def test_over_the_real_anthropic_adapter(cli, log_file):
     assert done.code == 0, done
     assert done.doc["answer"] == "2 errors: The link broke."
     assert [request["model"] for request in api.main] == ["claude-sonnet-4-5"] * 2
-    assert {request["model"] for request in api.sub} == {"claude-haiku-4-5"}
+    assert {request["model"] for request in api.sub} == {"claude-haiku-5-5"}
+    assert {request["thinking"]["type"] for request in api.sub} == {"disabled"}
     second = api.main[1]["messages"]
     assert second[1]["content"][0]["type"] == "tool_use"
     assert second[2]["content"][0]["tool_use_id"] == second[1]["content"][0]["id"]

@@ -296,12 +296,18 @@ def test_what_is_filtered_leaves_without_its_secret(own, server, open_session):
 
 def test_a_rate_limit_narrows_one_session_and_passes(home, server, open_session):
     server.plan += [Fault("rate_limited", {"retry_after": "1"})] * 20
-    session = open_session(home, "--budget", "300")
+    session = open_session(home, "--budget", "700")
     done = session.exec("print(len(llm_query_batch([f'rl {n}' for n in range(100)])))")
     assert lines(done) == ["100"]
+    assert done["budget"]["calls"] == 100
     server.latency_s, server.active_peak = 0.1, 0
-    again = session.exec("print(len(llm_query_batch([f'after {n}' for n in range(100)])))")
-    assert (done["budget"]["calls"], again["budget"]["calls"], server.active_peak) == (100, 200, 20)
+    calls = 100
+    while server.active_peak < 20:  # from the narrowest it takes 200 answers, one more at a time for each round
+        assert calls < 600, f"the session stays at {server.active_peak} calls at once"
+        again = session.exec(f"print(len(llm_query_batch([f'after {calls} {{n}}' for n in range(100)])))")
+        calls += 100
+        assert again["budget"]["calls"] == calls
+    assert server.active_peak == 20
 
 
 @pytest.mark.parametrize("nonsense", ["-5", "NaN", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "1e999"])
@@ -349,10 +355,10 @@ def test_a_killed_daemon_loses_no_answer_and_buys_none_twice(own, server, open_s
     done = session.exec(batch, "--wait", "100", timeout=150)
     assert lines(done) == ["200"]
     twice = [prompt for prompt, count in server.requests.items() if count > 1 and prompt.startswith("k ")]
-    assert len(twice) <= 20, (len(twice), in_flight)
     lost = [call for call in calls(session) for each in call["attempts"] if each["state"] == "lost"]
-    assert len(lost) <= 20
-    assert done["budget"]["calls"] == 200 + len(lost)
+    # What was answered and kept a moment before the kill, and not settled, is charged as lost too, but not made again.
+    again = done["budget"]["calls"] - 200
+    assert len(twice) <= again <= min(20, len(lost)), (len(twice), in_flight, again, len(lost))
     assert {server.requests[f"k {n}"] for n in range(200)} <= {1, 2}
     verified(session)
 
