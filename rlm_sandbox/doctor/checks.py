@@ -151,7 +151,7 @@ def _engine(info: EngineInfo) -> Iterator[Finding]:
             "place",
             "warn",
             "the engine runs on another machine or in a virtual one",
-            "an input must lie at the same path there, too: a file as it is, a directory with --bind",
+            "a file must lie at the same path there, too; a directory needs an engine on this machine",
         )
 
 
