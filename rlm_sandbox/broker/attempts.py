@@ -182,9 +182,9 @@ class Attempts:
 
     async def _hold(self, order: Order, call: Call, number: int) -> Hold:
         """Hold the worst case; when only calls in flight stand in the way, wait for one of them to settle."""
-        tokens_in = await tokens_in_bound(call, self.sizes, order.wanted.digests_of(call))
-        worst = worst_case(call, tokens_in, order.provider, self.prices, capped=order.cost_capped())
         digest, size = order.wanted.leaving(call)
+        tokens_in = await tokens_in_bound(call, self.sizes, {**order.wanted.digests, "prompt": digest})
+        worst = worst_case(call, tokens_in, order.provider, self.prices, capped=order.cost_capped())
         outbound = Outbound(
             cell=order.position.cell,
             ordinal=order.position.ordinal,

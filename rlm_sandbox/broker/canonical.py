@@ -45,10 +45,6 @@ class Canonical:
         """The prompt's digest."""
         return self.digests["prompt"] or ""
 
-    def digests_of(self, call: Call) -> dict[str, str | None]:
-        """Return the digests of a call's texts; of one that asks again, without that of its longer prompt."""
-        return self.digests if call is self.call else {**self.digests, "prompt": None}
-
     def leaving(self, call: Call) -> tuple[str, int]:
         """Return the prompt's digest and all bytes of what is sent; ``call`` may ask again with a longer prompt."""
         if call is self.call:

@@ -23,6 +23,7 @@ import unicodedata
 from collections import Counter, OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,7 @@ class TextSizes:
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, int] = OrderedDict()
+        self._measuring: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._turn = asyncio.Lock()
 
     async def bound(self, text: str, digest: str | None) -> int:
@@ -119,15 +121,19 @@ class TextSizes:
             return len(text)
         if len(text) <= INLINE_CHARS and _growth.cache_info().currsize:
             return normalized_bytes_bound(text)
-        if digest is not None and (known := self._known.get(digest)) is not None:
+        if digest is None:
+            return await self._measure(text)
+        async with self._measuring.setdefault(digest, asyncio.Lock()):
+            if digest not in self._known:
+                self._known[digest] = await self._measure(text)
+                if len(self._known) > KNOWN_MAX:
+                    self._known.popitem(last=False)
             self._known.move_to_end(digest)
-            return known
+            return self._known[digest]
+
+    async def _measure(self, text: str) -> int:
         total = 0
         for piece in _pieces(text, TURN_CHARS):
             async with self._turn:  # first come, first served: calls take turns piece by piece
                 total += BROKEN_BYTES + await asyncio.to_thread(normalized_bytes_bound, piece)
-        if digest is not None:
-            self._known[digest] = total
-            if len(self._known) > KNOWN_MAX:
-                self._known.popitem(last=False)
         return total

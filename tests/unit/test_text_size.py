@@ -97,9 +97,11 @@ async def test_a_text_that_calls_share_is_measured_once(monkeypatch):
         text_size, "normalized_bytes_bound", lambda text: measured.append(text) or normalized_bytes_bound(text)
     )
     sizes, text = TextSizes(), "\u0436" * 300_000
-    first = await sizes.bound(text, "digest")
+    first, *others = await asyncio.gather(*(sizes.bound(text, "digest") for _ in range(20)))
     assert first >= 600_000
+    assert set(others) == {first}
     pieces = len(measured)
+    assert "".join(measured) == text
     assert await asyncio.gather(*(sizes.bound(text, "digest") for _ in range(50))) == [first] * 50
     assert len(measured) == pieces
     await sizes.bound(text, None)
