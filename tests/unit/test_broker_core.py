@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -164,7 +165,9 @@ async def test_an_identical_request_that_comes_at_any_turn_of_a_purchase_shares_
     assert len(provider.calls) == 1
 
 
-async def test_a_purchase_that_was_called_off_is_not_joined(tmp_path):
+@asynccontextmanager
+async def one_sent_and_one_waiting(tmp_path):
+    """Two calls, of which the second waits for the first one's slot; yields the session, both tasks, the event that lets answers come, and the provider."""
     go = asyncio.Event()
 
     async def behave(call, number):
@@ -172,13 +175,18 @@ async def test_a_purchase_that_was_called_off_is_not_joined(tmp_path):
 
     provider = FakeProvider(behave)
     async with account(tmp_path, provider, spec_changes={"concurrency": 1}) as session:
-        first = asyncio.create_task(session.ask(ask("a"), HERE))
+        sent = asyncio.create_task(session.ask(ask("a"), HERE))
         waiting = asyncio.create_task(session.ask(ask("b"), HERE))
         await until(lambda: provider.calls)
+        yield session, sent, waiting, go, provider
+
+
+async def test_a_purchase_that_was_called_off_is_not_joined(tmp_path):
+    async with one_sent_and_one_waiting(tmp_path) as (session, sent, waiting, go, provider):
         waiting.cancel()
         again = asyncio.create_task(session.ask(ask("b"), HERE))
         go.set()
-        assert (await first).text == "answer to a"
+        assert (await sent).text == "answer to a"
         assert (await again).text == "answer to b"
     assert [call.prompt for call in provider.calls] == ["a", "b"]
 
@@ -525,20 +533,11 @@ async def test_an_abandoned_call_is_not_tried_again(tmp_path):
 
 
 async def test_a_cancelled_call_that_waits_is_called_off(tmp_path):
-    go = asyncio.Event()
-
-    async def behave(call, number):
-        await go.wait()
-
-    provider = FakeProvider(behave)
-    async with account(tmp_path, provider, spec_changes={"concurrency": 1}) as session:
-        first = asyncio.create_task(session.ask(ask("a"), HERE))
-        second = asyncio.create_task(session.ask(ask("b"), HERE))
-        await until(lambda: provider.calls)
-        second.cancel()
+    async with one_sent_and_one_waiting(tmp_path) as (session, sent, waiting, go, provider):
+        waiting.cancel()
         await asyncio.sleep(0.01)
         go.set()
-        await first
+        await sent
         assert (await session.budget()).calls == 1
     assert [call.prompt for call in provider.calls] == ["a"]
 
