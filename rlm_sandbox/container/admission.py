@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlm_sandbox.container.profile import Mount
@@ -20,7 +20,7 @@ from rlm_sandbox.container.reading import Facts, peek, read_facts
 from rlm_sandbox.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     Progress = Callable[[str], None]
 
@@ -263,6 +263,15 @@ def guest_name(name: str) -> str:
     """Return a harmless name for the container's side; ``/input/<name>`` says no more than it must."""
     clean = _UNSAFE.sub("_", os.fsencode(name).decode("utf-8", "replace"))[-_NAME_MAX:].lstrip(".-_")
     return clean or "input"
+
+
+def host_path(mounts: Iterable[Mount], guest: str) -> Path:
+    """Return where a path of the container lies on this host."""
+    path = PurePosixPath(guest)
+    for mount in sorted(mounts, key=lambda each: -len(each.target)):
+        if path.is_relative_to(mount.target):
+            return Path(mount.source) / path.relative_to(mount.target)
+    raise FileNotFoundError(guest)
 
 
 def _world_readable(info: os.stat_result) -> bool:

@@ -11,9 +11,9 @@ import hashlib
 import os
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlm_sandbox.container.admission import host_path
 from rlm_sandbox.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def sample_of(admitted: Admitted, *, local: bool = False) -> InputSample:
     try:
         if admitted.fd >= 0 and admitted.config["index"] is None:
             return _sample(admitted.fd, admitted.identity.size, whole_max)
-        fd = os.open(_on_host(admitted), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        path = host_path(admitted.mounts, str(admitted.config["index"] or admitted.config["path"]))
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             return _sample(fd, os.fstat(fd).st_size, whole_max)
         finally:
@@ -79,14 +80,6 @@ def note_unproven(admitted: Admitted, sample: InputSample) -> list[str]:
     return [
         f"{told}; lengths and beginning are those of what lies here, and the record will hold no digest of the input"
     ]
-
-
-def _on_host(admitted: Admitted) -> Path:
-    guest = str(admitted.config["index"] or admitted.config["path"])
-    mount = max(
-        (one for one in admitted.mounts if f"{guest}/".startswith(f"{one.target}/")), key=lambda one: len(one.target)
-    )
-    return Path(mount.source + guest.removeprefix(mount.target))
 
 
 def _sample(fd: int, size: int, whole_max: int) -> InputSample:

@@ -100,8 +100,8 @@ def findings(
     yield from _privileges(report, profile, expected)
     yield from _limits(report, profile, expected)
     yield from _surroundings(report, profile, admitted, expected)
-    same_kernel = local and report.kernel_release == platform.release()
-    yield from _input(report, admitted, sample, exact=same_kernel and expected.input_identity, local=local)
+    exact = has_inodes(profile, local=local) and report.kernel_release == platform.release()
+    yield from _input(report, admitted, sample, exact=exact, local=local)
 
 
 def _privileges(report: Report, profile: RunProfile, expected: Expectations) -> Iterator[tuple[str, str, str]]:

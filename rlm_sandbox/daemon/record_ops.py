@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlm_sandbox.container.admission import host_path
 from rlm_sandbox.errors import NoSuchSession, UsageError
 from rlm_sandbox.record import history
 from rlm_sandbox.record.export import Options, export
 from rlm_sandbox.record.recording import folder_of
 from rlm_sandbox.sanitize import visible
 from rlm_sandbox.session import documents, places
-from rlm_sandbox.session.fingerprint import host_path
 from rlm_sandbox.session.late import UNKNOWN, late_digest
 from rlm_sandbox.session.start import StartRequest
 from rlm_sandbox.session.store import META, Store, check_name

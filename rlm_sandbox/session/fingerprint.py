@@ -15,14 +15,15 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from rlm_sandbox.container.admission import host_path
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
+    from pathlib import Path
 
     from rlm_sandbox.container.admission import Admitted
-    from rlm_sandbox.container.profile import Mount
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +74,6 @@ class Pace:
             raise Stopped
         if self._read > GENTLE_FROM:
             self.hurry.wait(REST * took)
-
-
-def host_path(mounts: Iterable[Mount], guest: str) -> Path:
-    """Return where a path of the container lies on this host."""
-    path = PurePosixPath(guest)
-    for mount in sorted(mounts, key=lambda each: -len(each.target)):
-        if path.is_relative_to(mount.target):
-            return Path(mount.source) / path.relative_to(mount.target)
-    raise FileNotFoundError(guest)
 
 
 def take(admitted: Admitted, pace: Pace) -> Fingerprint:
